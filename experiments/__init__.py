@@ -1,0 +1,1 @@
+"""The commands, one module each: `python -m experiments.NAME --help`."""

@@ -1,0 +1,1 @@
+"""What the commands share: run folders, figures and reports."""

@@ -1,0 +1,1 @@
+"""Data: texts for feature distributions."""

@@ -1,0 +1,1 @@
+"""Retrieval: frozen text encoders."""

@@ -1,0 +1,1 @@
+"""The exact regime and its boundary: objective, constructions, architectures, features."""
