@@ -1,4 +1,4 @@
-"""Strict settings for every test: typed array shapes, no silent promotion, CPU in full precision."""
+"""Strict settings for every test: typed shapes, no silent promotion, CPU in full precision."""
 
 import hypothesis
 import jax

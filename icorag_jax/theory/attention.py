@@ -127,9 +127,9 @@ def tempered_kernel(temperature: float) -> Kernel:
         # Stable for large scores: numerator and denominator share the factor exp(-top).
         top = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), 0)
         below = jnp.exp(-top)
-        shares = jnp.where(
-            top > 1, jnp.exp(scores - top) - below, jnp.expm1(scores) * below
-        )
+        # The branch for small scores must not overflow where it is not taken, or gradients are NaN.
+        small = jnp.expm1(jnp.minimum(scores, 1)) * below
+        shares = jnp.where(top > 1, jnp.exp(scores - top) - below, small)
         total = jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True)
         count = jnp.sum(present).astype(keys.dtype)
         return jnp.where(present[None, None, :], temperature * count * shares / total, 0)

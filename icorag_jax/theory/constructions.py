@@ -4,11 +4,11 @@ Three constructions. Each is a way to write an episode as tokens, the weights of
 a readout of the query tokens; the layers' weights depend on the starting interface and the step
 sizes alone, never on the episode. Proofs are in `docs/theory.md`.
 
-| construction | context token                              | exact for                              |
-| ------------ | ------------------------------------------ | -------------------------------------- |
-| direct       | `[z; y]`                                   | projection, any number of steps        |
-| factored     | `[z; C^T (y - C W_0 z); 0]`                | every interface, one step              |
-| lifted       | `[vec(C[c, :] (x) z); y_c]`, one a row of C | every interface, any number of steps   |
+| construction | context token                               | exact for                          |
+| ------------ | ----------------------------------------- | ----------------------------------- |
+| direct       | `[z; y]`                                    | projection, any number of steps    |
+| factored     | `[z; C^T (y - C W_0 z); 0]`                 | any interface, one step            |
+| lifted       | `[vec(C[c, :] (x) z); y_c]`, one a row of C | any interface, any number of steps |
 
 An example enters with its token multiplied by `sqrt(w_i / sum w)`, so that weights and masks need
 no change of the layer: linear attention reads a token once as key and once as value. Ridge is

@@ -76,7 +76,9 @@ def validate_episode(episode: Episode) -> None:
     for name, axis_names in axes.items():
         array = np.asarray(getattr(episode, name))
         if array.ndim < len(axis_names):
-            problems.append(f"{name} has shape {array.shape}, expected [..., {', '.join(axis_names)}]")
+            problems.append(
+                f"{name} has shape {array.shape}, expected [..., {', '.join(axis_names)}]"
+            )
             continue
         split = array.ndim - len(axis_names)
         batches[name] = array.shape[:split]

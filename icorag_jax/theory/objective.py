@@ -77,9 +77,7 @@ def gradient(
 ) -> Float[Array, "d_c d_z"]:
     """`dL/dW = -1 / sum w * sum_i w_i C_i^T (y_i - C_i W z_i) z_i^T + lambda (W - W_ref)`."""
     weights = normalized_weights(episode.weights)
-    data = -jnp.einsum(
-        "n,nc,nz->cz", weights, payloads(interface, episode), episode.features
-    )
+    data = -jnp.einsum("n,nc,nz->cz", weights, payloads(interface, episode), episode.features)
     if ridge is None:
         return data
     return data + ridge.strength * (interface - ridge.reference)
