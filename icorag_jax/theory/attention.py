@@ -115,11 +115,13 @@ def softmax_kernel(temperature: float) -> Kernel:
 def tempered_kernel(temperature: float) -> Kernel:
     """An axis from linear to hard attention through softmax.
 
-        a_ij = temperature * n * (exp(s_ij / temperature) - 1) / sum_i exp(s_ij / temperature)
+        a_ij = T (n + 1) (exp(s_ij / T) - 1) / (1 + sum_i exp(s_ij / T))
 
-    with scores `s_ij = k_i^T q_j`: softmax attention less the share that a token of score zero
-    would get. At infinite temperature it is `s_ij`, linear attention; towards zero it is a hard
-    choice of the largest score. (Plain softmax has no such limit: it tends to a uniform average.)
+    with scores `s_ij = k_i^T q_j` and temperature `T`: softmax attention with a null token of score
+    zero beside the `n` tokens present, less the share that the null token gets. At infinite
+    temperature it is `s_ij`, linear attention; towards zero it is a hard choice of the largest
+    score, where one is positive. (Plain softmax has no linear limit: it tends to a uniform average.
+    Without the null token the sum could vanish, where all scores are far below zero.)
     """
 
     def kernel(keys, queries, present):
@@ -130,8 +132,8 @@ def tempered_kernel(temperature: float) -> Kernel:
         # The branch for small scores must not overflow where it is not taken, or gradients are NaN.
         small = jnp.expm1(jnp.minimum(scores, 1)) * below
         shares = jnp.where(top > 1, jnp.exp(scores - top) - below, small)
-        total = jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True)
-        count = jnp.sum(present).astype(keys.dtype)
+        total = below + jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True)
+        count = jnp.sum(present).astype(keys.dtype) + 1
         return jnp.where(present[None, None, :], temperature * count * shares / total, 0)
 
     return kernel
@@ -155,9 +157,16 @@ def elu_kernel(
 
     As with softmax, a factor of the number of tokens present keeps the scale of a sum.
     """
-    scores = linear_kernel(jax.nn.elu(keys) + 1, jax.nn.elu(queries) + 1, present)
+
+    def features(x):
+        # `elu(x) + 1` without the loss of digits below zero.
+        return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+
+    scores = linear_kernel(features(keys), features(queries), present)
     count = jnp.sum(present).astype(keys.dtype)
-    return count * scores / jnp.sum(scores, axis=-1, keepdims=True)
+    total = jnp.sum(scores, axis=-1, keepdims=True)
+    # Features far below zero underflow; a row of zeros stays one.
+    return jnp.where(total > 0, count * scores / jnp.where(total > 0, total, 1), 0)
 
 
 def cosine_kernel(

@@ -188,7 +188,8 @@ def factored_layers(
         blocks: the interface's diagonal blocks; a full interface is one block.
         step_sizes: `[steps]`.
         gram: `[d_c, d_c]`, the Gram matrix `C^T C` that the payloads are updated with between
-            steps; needed for two steps or more. Exact where all readouts share it.
+            steps; needed for two steps or more. Exact where all readouts share it; with ridge,
+            where it is the identity, as prior tokens come with that.
 
     Raises:
         ValueError: for several steps without `gram`.
