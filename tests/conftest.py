@@ -1,5 +1,18 @@
 """Strict settings for every test: typed shapes, no silent promotion, CPU in full precision."""
 
+import os
+
+# Programs under test run a few times on little data: quick to compile counts for more than quick
+# to run. Read when JAX starts.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
+
 import hypothesis
 import jax
 from jaxtyping import install_import_hook

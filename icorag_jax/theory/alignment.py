@@ -54,8 +54,8 @@ def cosine(a: Float[Array, "... n"], b: Float[Array, "... n"]) -> Float[Array, "
     return jnp.where(norms > 0, jnp.sum(a * b, axis=-1) / jnp.where(norms > 0, norms, 1), 0)
 
 
-def sensitivity(predictor: Predictor, episode: Episode) -> Float[Array, "q m*d"]:
-    """Derivative of each query's predictions in its own features.
+def sensitivity(predictor: Predictor, episode: Episode) -> Float[Array, "q slopes"]:
+    """Derivative of each query's predictions in its own features, `slopes = m d`.
 
     Queries do not see each other, so the derivative of the sum over queries holds them all.
     """

@@ -17,7 +17,7 @@ import optax
 import optax.contrib
 import tqdm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 from optax.contrib import MuonDimensionNumbers
 
 # Loss(parameters, key, data) -> scalar; draws its own batch from `key`.
@@ -124,7 +124,12 @@ def start_training(parameters: PyTree, config: TrainingConfig) -> TrainingState:
 
 @functools.partial(jax.jit, static_argnames=("loss", "config"), donate_argnames=("state",))
 def train_chunk(
-    state: TrainingState, keys: PRNGKeyArray, data: PyTree, *, loss: Loss, config: TrainingConfig
+    state: TrainingState,
+    keys: Key[Array, " runs"],
+    data: PyTree,
+    *,
+    loss: Loss,
+    config: TrainingConfig,
 ) -> tuple[TrainingState, Float[Array, "runs chunk"]]:
     """Trains every run for `config.chunk` steps; returns the state and each step's loss."""
     optimizer = make_optimizer(config)
@@ -150,7 +155,7 @@ def train_chunk(
 def train(
     loss: Loss,
     parameters: PyTree,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " runs"],
     data: Any,
     config: TrainingConfig,
     label: str | None = None,
@@ -180,7 +185,7 @@ def train(
 def train_best_start(
     loss: Loss,
     parameters: PyTree,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " runs"],
     data: Any,
     config: TrainingConfig,
     label: str | None = None,
@@ -222,7 +227,7 @@ def train_best_start(
 def _train_chunks(
     loss: Loss,
     parameters: PyTree,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " runs"],
     data: Any,
     config: TrainingConfig,
     label: str | None,

@@ -1,0 +1,505 @@
+"""Train linear self-attention from small random weights and see it land on gradient descent.
+
+Three settings: the reference setting of von Oswald et al. (2023), an episode of the projection
+interface (questions, retrieved passages pooled by rank) and one of the dot-product interface
+(readouts from the keys and values of passages). All seeds of a setting train in one program.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Float, PRNGKeyArray
+from tqdm import tqdm
+
+from experiments.support import figures
+from experiments.support.claims import Claim, claims_markdown
+from experiments.support.command import run_command
+from experiments.support.run_folder import open_run
+from experiments.support.statistics import mean_interval
+from icorag_jax.theory import alignment, architectures, constructions, training
+from icorag_jax.theory.architectures import Architecture, Model
+from icorag_jax.theory.closed_forms import (
+    FeatureMoments,
+    ReadoutMoments,
+    dot_product_loss,
+    dot_product_moments,
+    dot_product_step_size,
+)
+from icorag_jax.theory.episodes import (
+    Episode,
+    dot_product_readouts,
+    identity_readouts,
+    pool_evidence,
+    projection_features,
+)
+from icorag_jax.theory.objective import gradient_descent, payloads, predict_queries
+from icorag_jax.theory.training import TrainingConfig
+
+MEASURES = (
+    "loss",
+    "gd_loss",
+    "closed_form_loss",
+    "prediction_cosine",
+    "sensitivity_cosine",
+    "interpolated_loss",
+)
+# How near a loss must be to that of the best step, and how well sensitivities must agree.
+NEAR = 0.01
+ALIGNED = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the run.
+
+    Attributes:
+        out: folder to write.
+        seed: seed of all that is drawn.
+        resume: continue a run that was interrupted.
+        seeds: runs of each setting.
+        reference_steps: optimizer steps of the reference setting.
+        reference_batch: episodes a step of the reference setting.
+        steps: optimizer steps of the two retrieval settings.
+        batch: episodes a step of the two retrieval settings.
+        test_episodes: episodes of the evaluation.
+    """
+
+    out: Path
+    seed: int = 0
+    resume: bool = False
+    seeds: int = 5
+    reference_steps: int = 5000
+    reference_batch: int = 2048
+    steps: int = 1000
+    batch: int = 256
+    test_episodes: int = 20_000
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quick": {},
+    "paper": {"seeds": 16, "steps": 5000, "batch": 2048, "test_episodes": 200_000},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Episodes to train on, and what is known of them.
+
+    Attributes:
+        draw: one episode with `n` context examples and one query from a key.
+        n: context examples.
+        d_c: size of the evidence side.
+        d_z: size of the features.
+        features: moments of the features.
+        readouts: moments of the readouts.
+        training: how to train.
+        init_scale: variance scaling of the initial weights.
+        starts: initializations that a run chooses from, after a fifth of its steps.
+    """
+
+    draw: Callable[[PRNGKeyArray], Episode]
+    n: int
+    d_c: int
+    d_z: int
+    features: FeatureMoments
+    readouts: ReadoutMoments
+    training: TrainingConfig
+    init_scale: float
+    starts: int
+
+    @property
+    def step_size(self) -> float:
+        """The best step size of one step from zero."""
+        return self.n * dot_product_step_size(self.n, self.d_z, self.features, self.readouts)
+
+    @property
+    def closed_form_loss(self) -> float:
+        """The loss of that step."""
+        return dot_product_loss(self.n, self.d_c, self.d_z, self.features, self.readouts)
+
+    @property
+    def model(self) -> Model:
+        """One layer of linear attention on tokens `[z; rho]`."""
+        return Model(Architecture(), self.d_z, self.init_scale)
+
+
+def main(config: Config) -> None:
+    """Runs the experiment and writes its folder.
+
+    Raises:
+        ValueError: sizes that make no sense; nothing is written.
+        DivergedError: training diverged.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        least = 0 if field.name in ("seed", "resume") else 1
+        if isinstance(value, int) and value < least:
+            raise ValueError(f"{field.name} must be at least {least}, got {value}")
+    with open_run(config.out, "trained_lsa", config, resume=config.resume) as run:
+        found, progress = {}, tqdm(settings(config).items(), desc="trained_lsa", unit="setting")
+        for name, setting in progress:
+            progress.set_postfix_str(name)
+            found[name] = run.cell_arrays(
+                name, lambda name=name, setting=setting: run_setting(name, setting, config)
+            )
+        summary = summarize(found)
+        run.write_table("seeds", seed_table(found))
+        losses = loss_table(found)
+        run.write_table("losses", losses)
+        figure = figures.curves(
+            losses, "step", "relative_loss", "setting", "low", "high",
+            x_label="optimizer step", y_label="training loss over that of the best step",
+        )  # fmt: skip
+        run.write_figure("training_loss", figure)
+        rows = [
+            {"label": f"{name}: {key}", **_ratio(entry[key], entry["gd_loss"]["mean"])}
+            for name, entry in summary["settings"].items()
+            for key in ("loss", "interpolated_loss")
+        ]
+        run.write_figure(
+            "loss_ratio", figures.intervals(pd.DataFrame(rows), "loss over that of the best step")
+        )
+        run.write_account(account(summary))
+        run.write_summary(summary)
+
+
+def settings(config: Config) -> dict[str, Setting]:
+    """The three settings by name."""
+    reference = TrainingConfig(
+        optimizer="adamw",
+        steps=config.reference_steps,
+        batch=config.reference_batch,
+        learning_rate=1e-3,
+        b1=0.9,
+        b2=0.98,
+        weight_decay=0.0,
+        clip=0.001,
+        cosine=False,
+        chunk=_chunk(config.reference_steps),
+    )
+    retrieval = dataclasses.replace(
+        reference,
+        steps=config.steps,
+        batch=config.batch,
+        learning_rate=5e-3,
+        clip=1.0,
+        cosine=True,
+        chunk=_chunk(config.steps),
+    )
+    n, m, d_q, d_v, k, d_c = 16, 2, 4, 4, 4, 3
+    scale = float((m * k) ** -0.5)
+    unit = FeatureMoments(1.0, 3.0)
+    return {
+        "reference": Setting(
+            draw_reference, 10, 1, 10, FeatureMoments(1 / 12, 1.8), ReadoutMoments(), reference,
+            init_scale=0.002, starts=1,
+        ),
+        "projection": Setting(
+            lambda key: draw_projection(key, n, m, d_q, d_v, k),
+            n, m, d_q + d_v, unit, ReadoutMoments(), retrieval, init_scale=0.1, starts=4,
+        ),
+        "dot_product": Setting(
+            lambda key: draw_dot_product(key, n, m, d_q, d_c, k, scale),
+            n, d_c, d_q, unit, dot_product_moments(m, k, d_c, scale), retrieval,
+            init_scale=0.1, starts=4,
+        ),
+    }  # fmt: skip
+
+
+def draw_reference(key: PRNGKeyArray) -> Episode:
+    """Linear regression in context: `d = N = 10`, features U(-1/2, 1/2), one output."""
+    feature_key, interface_key = jax.random.split(key)
+    features = jax.random.uniform(feature_key, (11, 10), minval=-0.5, maxval=0.5)
+    return _episode(features, jnp.ones((11, 1, 1)), jax.random.normal(interface_key, (1, 10)))
+
+
+def draw_projection(key: PRNGKeyArray, n: int, m: int, d_q: int, d_v: int, k: int) -> Episode:
+    """Questions and `k` passages each, pooled with weights that fall with rank, projected.
+
+    Weights are `1 / rank` with unit norm, so that pooled evidence has unit variance; the
+    projection is a rotation, fixed for all episodes.
+    """
+    question_key, passage_key, interface_key = jax.random.split(key, 3)
+    ranks = 1 / jnp.arange(1, k + 1)
+    pooling = jnp.tile(ranks / jnp.linalg.norm(ranks), (n + 1, 1))
+    questions = jax.random.normal(question_key, (n + 1, d_q))
+    evidence = pool_evidence(pooling, jax.random.normal(passage_key, (n + 1, k, d_v)))
+    rotation = jax.random.orthogonal(jax.random.key(0), d_q + d_v)
+    features = projection_features(questions, evidence, rotation)
+    interface = jax.random.normal(interface_key, (m, d_q + d_v))
+    return _episode(features, identity_readouts(n + 1, m, features.dtype), interface)
+
+
+def draw_dot_product(
+    key: PRNGKeyArray, n: int, m: int, d_q: int, d_c: int, k: int, scale: float
+) -> Episode:
+    """Questions, and readouts `scale V^T K` from keys and values of `k` passages each."""
+    question_key, key_key, value_key, interface_key = jax.random.split(key, 4)
+    questions = jax.random.normal(question_key, (n + 1, d_q))
+    keys = jax.random.normal(key_key, (n + 1, k, d_c))
+    values = scale * jax.random.normal(value_key, (n + 1, k, m))
+    interface = jax.random.normal(interface_key, (d_c, d_q))
+    return _episode(questions, dot_product_readouts(keys, values), interface)
+
+
+def predict(model: Model, parameters: Any, episode: Episode) -> Float[Array, "q m"]:
+    """What the model says for the queries: its output in evidence space, read out.
+
+    Tokens are `[z; C^T y]`, the factored construction's at the zero interface.
+    """
+    d_c, d_z = episode.interface_shape
+    pulls = payloads(jnp.zeros((d_c, d_z)), episode)
+    n, q = pulls.shape[0], episode.query_features.shape[0]
+    tokens = episode._replace(
+        targets=pulls,
+        readouts=identity_readouts(n, d_c, pulls.dtype),
+        query_readouts=identity_readouts(q, d_c, pulls.dtype),
+        query_targets=jnp.zeros((q, d_c)),
+    )
+    gathered = architectures.predict(model, parameters, tokens)
+    return jnp.einsum("qmc,qc->qm", episode.query_readouts, gathered)
+
+
+def run_setting(name: str, setting: Setting, config: Config) -> dict[str, np.ndarray]:
+    """Trains all seeds of a setting and measures them: `[seeds]` each, losses `[seeds, steps]`."""
+    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+    init_key, train_key, test_key = jax.random.split(key, 3)
+    model, keys = setting.model, jax.random.split(train_key, config.seeds)
+    initial = jax.vmap(
+        jax.vmap(lambda key: architectures.init_parameters(model, key, setting.d_c))
+    )(jax.random.split(init_key, (config.seeds, setting.starts)))
+
+    def loss(parameters, key, data):
+        episodes = jax.vmap(setting.draw)(jax.random.split(key, setting.training.batch))
+
+        def one(episode):
+            predictions = predict(model, parameters, episode)
+            return alignment.query_loss(predictions, episode.query_targets)
+
+        return jnp.mean(jax.vmap(one)(episodes))
+
+    no_data = jnp.zeros(config.seeds)
+    if setting.starts > 1:
+        steps = max(1, setting.training.steps // 5)
+        first = dataclasses.replace(setting.training, steps=steps, chunk=_chunk(steps))
+        chosen, start_losses = training.train_best_start(
+            loss, initial, keys, no_data, first, f"{name}: starts"
+        )
+        # Other batches than those that chose the start.
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+    else:
+        chosen = jax.tree.map(lambda leaf: leaf[:, 0], initial)
+        start_losses = np.zeros((config.seeds, 1))
+    trained, losses = training.train(loss, chosen, keys, no_data, setting.training, name)
+    measured = measure(setting, trained, test_key, config.test_episodes)
+    leaves = {
+        "/".join(str(part.key) for part in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trained)
+    }
+    closed_form = np.full(config.seeds, setting.closed_form_loss)
+    return (
+        measured
+        | leaves
+        | {
+            "closed_form_loss": closed_form,
+            "training_loss": losses,
+            "start_losses": start_losses,
+        }
+    )
+
+
+def measure(setting: Setting, trained: Any, key: PRNGKeyArray, count: int) -> dict[str, np.ndarray]:
+    """Measures of all seeds on the same fresh episodes, `[seeds]` each."""
+    model, zero = setting.model, jnp.zeros((setting.d_c, setting.d_z))
+    step_size = jnp.asarray([setting.step_size])
+    construction = architectures.attention_weights(
+        architectures.fill_parameters(
+            model,
+            jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), trained),
+            constructions.direct_layers(zero, step_size),
+        ),
+        0,
+    )
+
+    def step(episode):
+        return predict_queries(gradient_descent(zero, episode, step_size), episode)
+
+    def one(parameters, episodes):
+        weights = architectures.attention_weights(parameters, 0)
+        mixed = architectures.interpolate(weights, construction, 0.5)
+        between = {"layer_0": {"attention": mixed._asdict()}}
+
+        def interpolated_loss(episode):
+            return alignment.query_loss(predict(model, between, episode), episode.query_targets)
+
+        found = alignment.measure(
+            lambda episode: predict(model, parameters, episode), step, episodes
+        )
+        return {
+            "loss": jnp.mean(found.loss),
+            "gd_loss": jnp.mean(found.reference_loss),
+            "prediction_cosine": jnp.mean(found.prediction_cosine),
+            "sensitivity_cosine": jnp.mean(found.sensitivity_cosine),
+            "interpolated_loss": jnp.mean(jax.vmap(interpolated_loss)(episodes)),
+        }
+
+    @jax.jit
+    def chunk(trained, keys):
+        episodes = jax.vmap(setting.draw)(keys)
+        return jax.vmap(one, in_axes=(0, None))(trained, episodes)
+
+    chunks = max(1, count // 2000)
+    parts = [
+        chunk(trained, jax.random.split(part, count // chunks))
+        for part in jax.random.split(key, chunks)
+    ]
+    return {name: np.mean([np.asarray(part[name]) for part in parts], axis=0) for name in parts[0]}
+
+
+def seed_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """A row a setting and seed."""
+    parts = [
+        pd.DataFrame({measure: arrays[measure] for measure in MEASURES}).assign(
+            setting=name, seed=range(len(arrays["loss"]))
+        )
+        for name, arrays in found.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def loss_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """Training loss over that of the best step: mean and range over seeds, a hundred points."""
+    parts = []
+    for name, arrays in found.items():
+        losses = arrays["training_loss"] / arrays["closed_form_loss"][:, None]
+        width = max(1, losses.shape[1] // 100)
+        points = losses.shape[1] // width
+        binned = losses[:, : points * width].reshape(-1, points, width).mean(axis=-1)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "setting": name,
+                    "step": width * (np.arange(points) + 0.5),
+                    "relative_loss": binned.mean(axis=0),
+                    "low": binned.min(axis=0),
+                    "high": binned.max(axis=0),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def summarize(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
+    """What `summary.json` holds: each measure of each setting as mean and interval over seeds."""
+    entries: dict[str, dict[str, Any]] = {
+        name: {measure: mean_interval(arrays[measure]) for measure in MEASURES}
+        for name, arrays in found.items()
+    }
+    for name, arrays in found.items():
+        starts = arrays["start_losses"]
+        entries[name]["poor_starts"] = float(
+            np.mean(starts > 1.2 * starts.min(axis=-1, keepdims=True))
+        )
+    rows = claims(entries)
+    return {"settings": entries, "claims": [dataclasses.asdict(row) for row in rows]}
+
+
+def claims(entries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Claim]:
+    """The claims table's rows."""
+    rows = []
+    for name, entry in entries.items():
+        loss, step = entry["loss"]["mean"], entry["gd_loss"]["mean"]
+        best, between = entry["closed_form_loss"]["mean"], entry["interpolated_loss"]["mean"]
+        cosine = entry["sensitivity_cosine"]["mean"]
+        seeds = entry["loss"]["count"]
+        rows.append(
+            Claim(
+                f"Trained linear attention is one gradient step ({name}, {seeds} seeds)",
+                f"loss {loss:.4f}; best step {best:.4f} in closed form, {step:.4f} on the same "
+                f"episodes; sensitivity cosine {cosine:.4f}",
+                abs(loss / best - 1) <= NEAR and abs(loss / step - 1) <= NEAR and cosine >= ALIGNED,
+            )
+        )
+        rows.append(
+            Claim(
+                f"Weights half way to the construction do as well ({name})",
+                f"loss {between:.4f} against {loss:.4f} trained and {step:.4f} constructed",
+                abs(between / step - 1) <= NEAR and abs(between / best - 1) <= NEAR,
+            )
+        )
+    return rows
+
+
+def account(summary: Mapping[str, Any]) -> str:
+    """The run in words."""
+    lines = [
+        "# Trained linear self-attention",
+        "",
+        "One layer, trained from small random weights, beside the one gradient step that it",
+        "should be. Mean and 95% interval over seeds; losses are half the squared error, summed",
+        "over outputs, on fresh episodes that all seeds share.",
+        "",
+        "| setting | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |",
+        "| --- | " + " | ".join("---" for _ in MEASURES) + " |",
+    ]
+    for name, entry in summary["settings"].items():
+        cells = [_show(entry[measure]) for measure in MEASURES]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Runs of the two retrieval settings choose the best of four starts after a fifth of the",
+        "steps, as some lead to poor minima. Share of starts whose loss was then more than a fifth",
+        "above the best one's: "
+        + ", ".join(
+            f"{name} {entry['poor_starts']:.0%}"
+            for name, entry in summary["settings"].items()
+            if name != "reference"
+        )
+        + ". The reference setting takes its only start.",
+    ]
+    rows = claims_markdown([Claim(**row) for row in summary["claims"]])
+    return "\n".join([*lines, "", rows, ""])
+
+
+def _show(entry: Mapping[str, Any]) -> str:
+    if entry["low"] is None or entry["low"] == entry["high"]:
+        return f"{entry['mean']:.4f}"
+    return f"{entry['mean']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+
+
+def _ratio(entry: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    return {k: None if entry[k] is None else entry[k] / scale for k in ("mean", "low", "high")}
+
+
+def _episode(
+    features: Float[Array, "t d_z"],
+    readouts: Float[Array, "t m d_c"],
+    interface: Float[Array, "d_c d_z"],
+) -> Episode:
+    """An episode whose last row is the query, with targets `C W* z`."""
+    targets = jnp.einsum("tmc,cz,tz->tm", readouts, interface, features)
+    return Episode(
+        features=features[:-1],
+        readouts=readouts[:-1],
+        targets=targets[:-1],
+        weights=jnp.ones(features.shape[0] - 1),
+        query_features=features[-1:],
+        query_readouts=readouts[-1:],
+        query_targets=targets[-1:],
+    )
+
+
+def _chunk(steps: int) -> int:
+    """Steps between two moves of the progress bar, about a hundredth of all."""
+    return next(size for size in range(max(1, steps // 100), steps + 1) if steps % size == 0)
+
+
+if __name__ == "__main__":
+    run_command(main, Config, PRESETS)

@@ -1,0 +1,114 @@
+"""The boundary sweep end to end on tiny settings."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import boundary_sweep
+from experiments.boundary_sweep import Config
+from experiments.support.variants import variants
+
+
+def tiny(out, **changes) -> Config:
+    settings = {
+        "distributions": ("gaussian", "clustered"),
+        "architectures": ("linear", "half_scale", "tempered_1", "gd_plus_plus"),
+        "features": 3, "examples": 4, "queries": 2, "temperatures": (1.0,), "depths": (2,),
+        "samples": 32, "seeds": 2, "starts": 2, "start_steps": 2, "steps": 4, "batch": 4,
+        "fit_episodes": 64, "test_episodes": 8, "bootstrap": 20,
+    }  # fmt: skip
+    return Config(out=out, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "run"
+    boundary_sweep.main(tiny(out))
+    return out
+
+
+def test_summary_has_every_architecture(run):
+    summary = json.loads((run / "summary.json").read_text())
+    found = summary["architectures"]
+    kinds = {name: entry["kind"] for name, entry in found.items()}
+    assert kinds == {
+        "linear": "linear",
+        "half_scale": "linear",
+        "gd_plus_plus": "linear",
+        "tempered_1": "nonlinear",
+    }
+    for entry in found.values():
+        alignment = entry["alignment_by_distribution"]
+        assert set(alignment) == {"gaussian", "clustered"}
+        means = [value["mean"] for value in alignment.values()]
+        assert entry["spread"]["mean"] == pytest.approx(max(means) - min(means))
+        assert all(value["low"] <= value["mean"] <= value["high"] for value in alignment.values())
+
+
+def test_linear_constructions_are_their_descent_and_tempered_ones_are_not(run):
+    table = pd.read_parquet(run / "episodes.parquet")
+    table = table[table["reading"] == "construction"]
+    errors = table.groupby("architecture", observed=True)["relative_error"].max()
+    assert errors[["linear", "half_scale", "gd_plus_plus"]].max() < 1e-4
+    assert errors["tempered_1"] > 1e-2
+
+
+def test_summary_agrees_with_the_episodes(run):
+    table = pd.read_parquet(run / "episodes.parquet")
+    rows = (
+        (table["architecture"] == "linear")
+        & (table["reading"] == "trained")
+        & (table["distribution"] == "clustered")
+    )
+    summary = json.loads((run / "summary.json").read_text())
+    entry = summary["architectures"]["linear"]["alignment_by_distribution"]["clustered"]
+    assert rows.sum() == 16
+    expected = table.loc[rows, "prediction_cosine"].astype(float).mean()
+    assert entry["mean"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_lost_cell_comes_back_the_same(run):
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for name in ("half_scale.npz", "half_scale.npz.sha256"):
+        (run / "cells" / name).unlink()
+    boundary_sweep.main(tiny(run, resume=True))
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_figures_are_there(run):
+    names = {path.stem for path in (run / "figures").glob("*.png")}
+    assert {
+        "alignment_trained",
+        "alignment_construction",
+        "spread",
+        "temperature_trained",
+        "transfer_alignment",
+    } <= names
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ("linear", "quadratic")}, "unknown architectures.*quadratic"),
+        ({"distributions": ("gaussian", "cauchy")}, "unknown distributions.*cauchy"),
+        ({"distributions": ("gaussian",)}, "at least two"),
+        ({"seeds": 0}, "seeds"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+    ],
+)
+def test_bad_settings_write_nothing(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        boundary_sweep.main(tiny(tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_architecture_of_the_boundary_is_there():
+    found = variants(16, 8, (100.0, 1.0), (2, 4))
+    kinds = [variant.architecture.kind for variant in found.values()]
+    assert kinds.count("linear") >= 16
+    assert {"softmax", "tempered_1", "relu", "elu", "cosine", "layer_norm", "gelu_features",
+            "softmax_block"} <= set(found)  # fmt: skip
+    assert len({variant.name for variant in found.values()}) == len(found)
+    assert np.all([variant.name == name for name, variant in found.items()])
