@@ -152,33 +152,31 @@ def gram_errors(config: Config) -> pd.DataFrame:
 
 def summarize(errors: pd.DataFrame, autodiff: pd.DataFrame, gram: pd.DataFrame) -> dict:
     """What `summary.json` holds."""
-    worst = errors.groupby(["construction", "dtype"])["rel_err"].max().to_dict()
-    counts = errors[errors["dtype"] == "float64"]["construction"].value_counts().to_dict()
     constructions = {
         name: {
-            "max_rel_err_f64": float(worst[name, "float64"]),
-            "max_rel_err_f32": float(worst[name, "float32"]),
-            "episodes": int(counts[name]),
+            "max_rel_err_f64": _worst(of_name, "float64"),
+            "max_rel_err_f32": _worst(of_name, "float32"),
+            "episodes": _count(of_name, "float64"),
         }
         for name in theorems.theorems()
+        for of_name in [errors.loc[errors["construction"] == name]]
     }
-    worst_gradient = autodiff.groupby("dtype")["rel_err"].max().to_dict()
     proper = gram["bound"].to_numpy() > 1e-9 * gram["size"].to_numpy()
     ratios = (gram["error"].to_numpy() / np.where(proper, gram["bound"].to_numpy(), 1))[proper]
     levels = (0.05, 0.5, 0.95, 1.0)
     summary = {
         "constructions": constructions,
         "gram_bound": {
-            "violations": int(gram["violated"].sum()),
+            "violations": int(np.sum(gram["violated"].to_numpy())),
             "episodes": len(gram),
             "error_over_bound": {
                 f"q{level:.2f}": float(np.quantile(ratios, level)) for level in levels
             },
         },
         "autodiff": {
-            "max_rel_err": float(worst_gradient["float64"]),
-            "max_rel_err_f32": float(worst_gradient["float32"]),
-            "episodes": int((autodiff["dtype"] == "float64").sum()),
+            "max_rel_err": _worst(autodiff, "float64"),
+            "max_rel_err_f32": _worst(autodiff, "float32"),
+            "episodes": _count(autodiff, "float64"),
         },
     }
     return summary | {"claims": [dataclasses.asdict(claim) for claim in claims(summary)]}
@@ -239,6 +237,14 @@ def _equality(claim: str, double: float, single: float, count: int) -> Claim:
         f"in {count} episodes",
         holds=double <= LIMITS["float64"] and single <= LIMITS["float32"],
     )
+
+
+def _worst(table: pd.DataFrame, dtype: str) -> float:
+    return float(table["rel_err"].to_numpy()[table["dtype"].to_numpy() == dtype].max())
+
+
+def _count(table: pd.DataFrame, dtype: str) -> int:
+    return int(np.sum(table["dtype"].to_numpy() == dtype))
 
 
 def _check(config: Config) -> None:

@@ -94,7 +94,7 @@ def curves(
     """A line for each group, with a band from `low` to `high` where these columns are given."""
     figure, axes = _figure(8, 4.6)
     for index, name in enumerate(dict.fromkeys(table[group])):
-        part = table[table[group] == name].sort_values(x)
+        part = table.loc[table[group] == name].sort_values(by=x)
         style = {"color": _COLOURS[index % len(_COLOURS)], "linewidth": 1.5}
         marker = _MARKERS[index % len(_MARKERS)]
         axes.plot(part[x], part[y], marker=marker, markersize=4, label=str(name), **style)

@@ -5,7 +5,7 @@ a readout of the query tokens; the layers' weights depend on the starting interf
 sizes alone, never on the episode. Proofs are in `docs/theory.md`.
 
 | construction | context token                               | exact for                          |
-| ------------ | ----------------------------------------- | ----------------------------------- |
+| ------------ | ------------------------------------------- | ---------------------------------- |
 | direct       | `[z; y]`                                    | projection, any number of steps    |
 | factored     | `[z; C^T (y - C W_0 z); 0]`                 | any interface, one step            |
 | lifted       | `[vec(C[c, :] (x) z); y_c]`, one a row of C | any interface, any number of steps |
