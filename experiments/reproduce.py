@@ -1,17 +1,24 @@
-"""Run every experiment on its quick preset, print the claims, and write one report.
+"""Run every experiment on a short preset, print the claims, and write one report.
 
 A run that was interrupted goes on where it stopped; one that is complete is only reported again.
 """
 
 import dataclasses
 import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import jax
 
 from experiments import boundary_sweep, exactness, trained_lsa
 from experiments.support.claims import Claim, claims_table
-from experiments.support.command import load_preset, run_command
+from experiments.support.command import exit_on_user_errors, load_preset, run_command
 from experiments.support.report import Section, write_report
 
 EXPERIMENTS: Mapping[str, ModuleType] = {
@@ -19,6 +26,9 @@ EXPERIMENTS: Mapping[str, ModuleType] = {
     "trained_lsa": trained_lsa,
     "boundary_sweep": boundary_sweep,
 }
+# The whole sweep takes a while: `make reproduce` shows a part of it.
+_PRESET = {"boundary_sweep": "glance"}
+_LANES = 2
 TITLE = "Retrieval-augmented generation as in-context optimization"
 
 
@@ -29,26 +39,77 @@ class Config:
     Attributes:
         out: folder to write; each experiment has a folder of its own in it.
         seed: seed of all that is drawn.
+        resume: a run that was interrupted always goes on; this is accepted for likeness' sake.
     """
 
     out: Path
     seed: int = 0
+    resume: bool = True
 
 
-def main(config: Config, preset: str = "quick") -> None:
+def main(config: Config) -> None:
     """Runs the experiments, then prints the claims and the report's path."""
-    sections = []
-    for name, module in EXPERIMENTS.items():
-        folder = config.out / name
-        settings = load_preset(
-            module.Config, module.PRESETS, preset, out=folder, seed=config.seed, resume=True
-        )
-        module.main(settings)
-        sections.append(section(name, folder))
-    claims = [claim for found in sections for claim in found.claims]
-    report = config.out / "report.html"
+    run_all(
+        {
+            name: load_preset(
+                module.Config, module.PRESETS, _PRESET.get(name, "quick"),
+                out=config.out / name, seed=config.seed, resume=True,
+            )
+            for name, module in EXPERIMENTS.items()
+        }
+    )  # fmt: skip
+    report_all(config.out)
+
+
+def run_all(settings: Mapping[str, Any]) -> None:
+    """Runs experiments by name: two at a time on CPU, where one keeps little more than a core busy.
+
+    One at a time on an accelerator, which a process takes for itself.
+
+    Raises:
+        SystemExit: an experiment failed, and has said why.
+    """
+    if jax.default_backend() != "cpu":
+        for name, config in settings.items():
+            EXPERIMENTS[name].main(config)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    names: Any = spawn.SimpleQueue()
+    # The longest first, which is the last.
+    for name in [*reversed(list(settings)), *[None] * _LANES]:
+        names.put(name)
+    lanes = [spawn.Process(target=_work, args=(names, dict(settings))) for _ in range(_LANES)]
+    try:
+        for position, lane in enumerate(lanes):
+            # Progress bars of different processes keep to lines of their own.
+            os.environ["TQDM_POSITION"] = str(2 * position)
+            lane.start()
+        while any(lane.is_alive() for lane in lanes) and not any(lane.exitcode for lane in lanes):
+            multiprocessing.connection.wait([lane.sentinel for lane in lanes if lane.is_alive()])
+        failed = [lane.exitcode for lane in lanes if lane.exitcode]
+    finally:
+        os.environ.pop("TQDM_POSITION", None)
+        for lane in lanes:
+            if lane.is_alive():
+                lane.terminate()
+                lane.join()
+    if failed:
+        sys.exit(failed[0])
+
+
+def _work(names: Any, settings: Mapping[str, Any]) -> None:
+    """Runs experiments in a process of its own until none is left."""
+    with exit_on_user_errors():
+        while (name := names.get()) is not None:
+            EXPERIMENTS[name].main(settings[name])
+
+
+def report_all(out: Path) -> None:
+    """Writes the report of all experiments in a folder; prints their claims and its path."""
+    sections = [section(name, out / name) for name in EXPERIMENTS]
+    report = out / "report.html"
     write_report(report, TITLE, sections)
-    print(claims_table(claims))
+    print(claims_table([claim for found in sections for claim in found.claims]))
     print(f"\nreport: {report}")
 
 

@@ -1,7 +1,6 @@
-"""The variants of the boundary sweep, and how one is trained and held against its gradient step.
+"""How a variant of the boundary sweep is trained and held against its gradient step.
 
-A variant is an architecture, a task, the weights a construction gives it, and the family of
-gradient steps it is compared with. It is read twice on every feature distribution:
+A variant is read twice on every feature distribution:
 
 * *construction*: the construction's weights with the variant's nonlinearity put in, against the
   gradient descent that they would be without it;
@@ -12,51 +11,21 @@ Axes: `laws` feature distributions, `runs = laws * seeds`, law-major.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from experiments.support.variants import Variant
 from icorag_jax.theory import alignment, architectures, constructions, objective, training
 from icorag_jax.theory.alignment import Measures, PreconditionedRates
-from icorag_jax.theory.architectures import Architecture, Model
-from icorag_jax.theory.episodes import Episode
+from icorag_jax.theory.architectures import Model
 from icorag_jax.theory.features import Bank
 from icorag_jax.theory.objective import Ridge
 from icorag_jax.theory.tasks import Task, draw_episodes
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One row of the boundary.
-
-    Attributes:
-        name: unique.
-        architecture: of the model.
-        task: how episodes are drawn for training.
-        test_task: how they are drawn for evaluation, where that differs.
-        construction: descent that the construction takes, plain or GD++.
-        ridge: strength of prior tokens that pull to the zero interface; 0 for none.
-    """
-
-    name: str
-    architecture: Architecture
-    task: Task
-    test_task: Task | None = None
-    construction: Literal["gd", "gd_plus_plus"] = "gd"
-    ridge: float = 0.0
-
-    @property
-    def evaluation(self) -> Task:
-        """The task of evaluation."""
-        return self.test_task or self.task
-
-    @property
-    def single_step(self) -> bool:
-        """Whether the best step has a closed form: one layer, from zero."""
-        return self.architecture.layers == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +35,8 @@ class Training:
     Attributes:
         seeds: runs on each distribution.
         starts: initializations a run chooses from.
-        start_steps: steps that each start is tried for.
-        steps: steps of the start that was chosen.
+        start_steps: the first steps, which each start takes.
+        steps: optimizer steps.
         batch: episodes a step.
         learning_rate: Muon's, at the start; falls along a cosine.
         init_scale: variance scaling of the initial weights.
@@ -87,14 +56,14 @@ class Training:
 
 
 class Reference(NamedTuple):
-    """What a variant is held against on each run.
+    """What a variant is held against on each law.
 
     Attributes:
-        step_size: `[runs]`, of the best plain step.
-        rates: the best member of the variant's family, `[runs, layers, d, d]` each.
+        step_size: `[laws]`, of the best plain step.
+        rates: the best member of the variant's family, `[laws, layers, d, d]` each.
     """
 
-    step_size: Float[Array, " runs"]
+    step_size: Float[Array, " laws"]
     rates: PreconditionedRates
 
 
@@ -103,15 +72,13 @@ class Trained(NamedTuple):
 
     Attributes:
         parameters: of the models, every leaf `[runs, ...]`.
-        reference: the steps to compare with.
-        start_losses: `[runs, starts]`, from which the starts were chosen.
         losses: `[runs, steps]`.
+        start_losses: `[runs, starts]`, from which the starts were chosen.
     """
 
     parameters: PyTree
-    reference: Reference
-    start_losses: Float[np.ndarray, "runs starts"]
     losses: Float[np.ndarray, "runs steps"]
+    start_losses: Float[np.ndarray, "runs starts"]
 
 
 def make_model(variant: Variant, d: int, init_scale: float) -> Model:
@@ -122,71 +89,69 @@ def make_model(variant: Variant, d: int, init_scale: float) -> Model:
 def train_variant(
     variant: Variant, banks: Bank, config: Training, key: PRNGKeyArray, label: str | None
 ) -> Trained:
-    """Trains a variant on every law side by side, and fits the steps to compare it with."""
+    """Trains a variant on every law side by side."""
     laws, _, d = banks.train.shape
     runs = laws * config.seeds
     model = make_model(variant, d, config.init_scale)
-    init_key, run_key, fit_key = jax.random.split(key, 3)
-    keys = jax.random.split(run_key, runs)
-    data = jnp.repeat(banks.train, config.seeds, axis=0)
+    init_key, run_key = jax.random.split(key)
 
-    init_keys = jax.random.split(init_key, (runs, config.starts))
-    initial = jax.vmap(
-        jax.vmap(lambda key: architectures.init_parameters(model, key, variant.task.outputs))
-    )(init_keys)
-    loss = _model_loss(model, variant, config.batch)
-    first = _optimization(config, config.start_steps, variant.architecture.layers)
-    chosen, start_losses = training.train_best_start(
-        loss, initial, keys, data, first, label and f"{label}: starts"
+    def init(key):
+        return architectures.init_parameters(model, key, variant.task.outputs)
+
+    return Trained(
+        *training.train_best_start(
+            _model_loss(model, variant, config.batch),
+            _compile_quickly(jax.vmap(jax.vmap(init)))(
+                jax.random.split(init_key, (runs, config.starts))
+            ),
+            jax.random.split(run_key, runs),
+            jnp.repeat(banks.train, config.seeds, axis=0),
+            _optimization(config, variant.architecture.layers),
+            config.start_steps,
+            label,
+        )
     )
-    main = _optimization(config, config.steps, variant.architecture.layers)
-    # Other batches than those that chose the start.
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
-    parameters, losses = training.train(loss, chosen, keys, data, main, label)
-    reference = fit_reference(variant, banks.train, config, fit_key, label)
-    return Trained(parameters, reference, start_losses, losses)
 
 
-def fit_reference(
+def fit_single_step(
+    task: Task, banks: Float[Array, "laws samples d"], config: Training, key: PRNGKeyArray
+) -> Reference:
+    """The best plain and the best preconditioned step of a task on every law: least squares."""
+
+    @_compile_quickly
+    def fit(key, bank):
+        episodes = draw_episodes(key, bank, task, config.fit_episodes)
+        return alignment.best_step_size(episodes), alignment.best_preconditioner(episodes)
+
+    keys = jax.random.split(key, banks.shape[0])
+    fitted = [fit(key, bank) for key, bank in zip(keys, banks, strict=True)]
+    matrices = jnp.stack([matrix for _, matrix in fitted])[:, None]
+    rates = PreconditionedRates(matrices, jnp.zeros_like(matrices))
+    return Reference(jnp.stack([step_size for step_size, _ in fitted]), rates)
+
+
+def train_steps(
     variant: Variant,
+    single: Reference,
     banks: Float[Array, "laws samples d"],
     config: Training,
     key: PRNGKeyArray,
     label: str | None,
 ) -> Reference:
-    """The best plain step on every law, and the best step, or steps, of the variant's family.
-
-    One step is fitted by least squares; several are trained like a model.
-    """
-    laws = banks.shape[0]
+    """The best steps of a family of several layers, trained as a model is, from the single one."""
     arch = variant.architecture
-    fit_keys = jax.random.split(key, laws)
-
-    @jax.jit
-    def fit(key, bank):
-        episodes = draw_episodes(key, bank, variant.task, config.fit_episodes)
-        return alignment.best_step_size(episodes), alignment.best_preconditioner(episodes)
-
-    fitted = [fit(key, bank) for key, bank in zip(fit_keys, banks, strict=True)]
-    step_sizes = jnp.stack([step_size for step_size, _ in fitted])
-    matrices = jnp.stack([matrix for _, matrix in fitted])[:, None]
-    rates = PreconditionedRates(matrices, jnp.zeros_like(matrices))
-    if not variant.single_step:
-        distinct = 1 if arch.recurrent else arch.layers
-        start = jnp.tile(matrices / arch.layers, (1, distinct, 1, 1))
-        initial = PreconditionedRates(start, jnp.zeros_like(start))
-        loss = _rates_loss(variant, config.batch)
-        rates, _ = training.train(
-            loss,
-            initial,
-            jax.vmap(jax.random.fold_in, in_axes=(0, None))(fit_keys, 1),
-            banks,
-            _optimization(config, config.start_steps + config.steps, arch.layers),
-            label and f"{label}: reference",
-        )
-    return jax.tree.map(
-        lambda leaf: jnp.repeat(leaf, config.seeds, axis=0), Reference(step_sizes, rates)
+    distinct = 1 if arch.recurrent else arch.layers
+    start = jnp.tile(single.rates.step / arch.layers, (1, distinct, 1, 1))
+    rates, _ = training.train(
+        # One run a law rather than one a seed: twice the batch for the same work.
+        _rates_loss(variant, 2 * config.batch),
+        PreconditionedRates(start, jnp.zeros_like(start)),
+        jax.random.split(key, banks.shape[0]),
+        banks,
+        _optimization(config, arch.layers),
+        label and f"{label}: reference",
     )
+    return Reference(single.step_size, rates)
 
 
 def measure_construction(
@@ -231,79 +196,79 @@ def measure_construction(
             episodes,
         )
 
-    return _over_runs(one, key, (reference.step_size, _repeat(banks.test, config.seeds)))
+    of_laws = (reference.step_size, banks.test)
+    return _over_runs(one, key, jax.tree.map(lambda leaf: _repeat(leaf, config.seeds), of_laws))
 
 
 def measure_trained(
     variant: Variant,
-    trained: Trained,
+    parameters: PyTree,
+    reference: Reference,
     banks: Bank,
     config: Training,
     key: PRNGKeyArray,
-    family: Literal["best", "plain"],
-) -> Measures:
-    """The trained model against its best step, or the best plain step, `[runs, episodes]`."""
-    d = banks.train.shape[-1]
+) -> dict[str, Measures]:
+    """The trained models on the law of their training, and on every other.
+
+    Returns:
+        `trained`, against the best step of the law of training, and `plain`, against the best
+        plain step, `[runs, episodes]` each; `transfer`, tested on each law against the step of
+        the law of training, `[laws, runs]`, means over episodes.
+    """
+    laws, _, d = banks.test.shape
     model = make_model(variant, d, config.init_scale)
-    reference = trained.reference
-    rates = _plain_rates(reference.step_size, d) if family == "plain" else reference.rates
-
-    def one(key, parameters, rates, bank):
-        episodes = draw_episodes(key, bank, variant.evaluation, config.test_episodes)
-        return _measure(model, variant, parameters, rates, episodes)
-
-    return _over_runs(one, key, (trained.parameters, rates, _repeat(banks.test, config.seeds)))
-
-
-def measure_transfer(
-    variant: Variant, trained: Trained, banks: Bank, config: Training, key: PRNGKeyArray
-) -> Measures:
-    """Models trained on law A, tested on law B against the step of A, `[laws, runs]` means."""
-    d = banks.train.shape[-1]
-    model = make_model(variant, d, config.init_scale)
+    ridge = _ridge(variant, d)
+    families = jax.tree.map(
+        lambda *leaves: _repeat(jnp.stack(leaves, axis=1), config.seeds),
+        _unrolled(reference.rates, variant),
+        _plain_rates(reference.step_size, variant.architecture.layers, d),
+    )
 
     def on_law(key, bank):
-        episodes = draw_episodes(key, bank, variant.evaluation, config.test_episodes // 4)
+        episodes = draw_episodes(key, bank, variant.evaluation, config.test_episodes)
 
-        def one(parameters, rates):
-            measures = _measure(model, variant, parameters, rates, episodes)
-            return jax.tree.map(jnp.mean, measures)
+        def one(of_run, rates):
+            return alignment.measure(
+                lambda episode: architectures.predict(model, of_run, episode, ridge),
+                lambda episode: alignment.predict_preconditioned(rates, episode, ridge),
+                episodes,
+            )
 
-        return jax.vmap(one)(trained.parameters, trained.reference.rates)
+        of_families = jax.vmap(one, in_axes=(None, 0))
+        return jax.vmap(of_families)(parameters, families)
 
-    keys = jax.random.split(key, banks.test.shape[0])
-    return jax.jit(lambda *args: jax.lax.map(lambda pair: on_law(*pair), args))(keys, banks.test)
-
-
-def _measure(
-    model: Model,
-    variant: Variant,
-    parameters: PyTree,
-    rates: PreconditionedRates,
-    episodes: Episode,
-) -> Measures:
-    ridge = _ridge(variant, model.features)
-    return alignment.measure(
-        lambda episode: architectures.predict(model, parameters, episode, ridge),
-        lambda episode: alignment.predict_preconditioned(_unrolled(rates, variant), episode, ridge),
-        episodes,
+    measured = _compile_quickly(lambda *args: jax.lax.map(lambda law: on_law(*law), args))(
+        jax.random.split(key, laws), banks.test
     )
+    # Every field is [laws, runs, families, episodes].
+    own = np.repeat(np.arange(laws), config.seeds), np.arange(laws * config.seeds)
+    return {
+        "trained": jax.tree.map(lambda field: field[*own, 0], measured),
+        "plain": jax.tree.map(lambda field: field[*own, 1], measured),
+        "transfer": jax.tree.map(lambda field: field[:, :, 0].mean(axis=-1), measured),
+    }
+
+
+def _compile_quickly(function):
+    """A jit for programs that run once on little data, where compiling is most of the time."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return jax.jit(function, compiler_options=options)
 
 
 def _over_runs(function, key: PRNGKeyArray, arguments: tuple) -> Measures:
     """Maps over runs in one compiled program, one run at a time."""
     runs = jax.tree.leaves(arguments)[0].shape[0]
     keys = jax.random.split(key, runs)
-    mapped = jax.jit(lambda *args: jax.lax.map(lambda one: function(*one), args))
+    mapped = _compile_quickly(lambda *args: jax.lax.map(lambda one: function(*one), args))
     return mapped(keys, *arguments)
 
 
-def _repeat(banks: Float[Array, "laws samples d"], seeds: int) -> Float[Array, "runs samples d"]:
-    return jnp.repeat(banks, seeds, axis=0)
+def _repeat(of_laws: Float[Array, "laws ..."], seeds: int) -> Float[Array, "runs ..."]:
+    return jnp.repeat(of_laws, seeds, axis=0)
 
 
-def _plain_rates(step_sizes: Float[Array, " runs"], d: int) -> PreconditionedRates:
-    step = step_sizes[:, None, None, None] * jnp.eye(d)[None, None]
+def _plain_rates(step_sizes: Float[Array, " laws"], layers: int, d: int) -> PreconditionedRates:
+    step = jnp.tile(step_sizes[:, None, None, None] * jnp.eye(d)[None, None], (1, layers, 1, 1))
     return PreconditionedRates(step, jnp.zeros_like(step))
 
 
@@ -312,7 +277,7 @@ def _unrolled(rates: PreconditionedRates, variant: Variant) -> PreconditionedRat
     arch = variant.architecture
     if not arch.recurrent:
         return rates
-    return jax.tree.map(lambda leaf: jnp.tile(leaf, (arch.layers, 1, 1)), rates)
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, arch.layers, axis=-3), rates)
 
 
 def _ridge(variant: Variant, d: int) -> Ridge | None:
@@ -350,11 +315,10 @@ def _episode_loss(predict, task: Task, batch: int) -> training.Loss:
     return loss
 
 
-def _optimization(config: Training, steps: int, layers: int) -> training.TrainingConfig:
-    chunks = next(count for count in (10, 5, 4, 2, 1) if steps % count == 0)
+def _optimization(config: Training, layers: int) -> training.TrainingConfig:
     return training.TrainingConfig(
         optimizer="muon",
-        steps=steps,
+        steps=config.steps,
         batch=config.batch,
         # Layers multiply: what moves a deep model by as much is a smaller step of each.
         learning_rate=config.learning_rate / layers,
@@ -363,5 +327,5 @@ def _optimization(config: Training, steps: int, layers: int) -> training.Trainin
         weight_decay=0.0,
         clip=1.0,
         cosine=True,
-        chunk=steps // chunks,
+        chunk=math.gcd(config.start_steps, config.steps),
     )

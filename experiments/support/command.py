@@ -1,7 +1,8 @@
 """The command line of an experiment, from the dataclass of its settings and its presets."""
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import jax
@@ -33,10 +34,22 @@ def run_command(
         SystemExit: with 2 and a line on standard error for a user's error, with 130 when
             interrupted, with 0 after `--help`.
     """
+    with exit_on_user_errors():
+        main(_parse(main, config_type, presets, sys.argv[1:] if args is None else args))
+
+
+@contextlib.contextmanager
+def exit_on_user_errors() -> Iterator[None]:
+    """Makes errors of the user's a line on standard error and an exit code.
+
+    Matrix products within are in full float32.
+
+    Raises:
+        SystemExit: as `run_command` says.
+    """
     try:
-        config = _parse(main, config_type, presets, sys.argv[1:] if args is None else args)
-        jax.config.update("jax_default_matmul_precision", "float32")
-        main(config)
+        with jax.default_matmul_precision("float32"):
+            yield
     except KeyboardInterrupt:
         _exit("interrupted; run again with --resume to go on", 130)
     except (ValueError, OSError, FloatingPointError) as error:

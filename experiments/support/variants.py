@@ -1,10 +1,41 @@
 """The rows of the boundary: every linear extension and nonlinear architecture, by name."""
 
 import dataclasses
+from typing import Literal
 
-from experiments.support.boundary import Variant
 from icorag_jax.theory.architectures import Architecture
 from icorag_jax.theory.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the boundary.
+
+    Attributes:
+        name: unique.
+        architecture: of the model.
+        task: how episodes are drawn for training.
+        test_task: how they are drawn for evaluation, where that differs.
+        construction: descent that the construction takes, plain or GD++.
+        ridge: strength of prior tokens that pull to the zero interface; 0 for none.
+    """
+
+    name: str
+    architecture: Architecture
+    task: Task
+    test_task: Task | None = None
+    construction: Literal["gd", "gd_plus_plus"] = "gd"
+    ridge: float = 0.0
+
+    @property
+    def evaluation(self) -> Task:
+        """The task of evaluation."""
+        return self.test_task or self.task
+
+    @property
+    def single_step(self) -> bool:
+        """Whether the best step has a closed form: one layer, from zero."""
+        return self.architecture.layers == 1
 
 
 def variants(

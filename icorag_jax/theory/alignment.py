@@ -32,7 +32,8 @@ class Measures(NamedTuple):
 
     Attributes:
         prediction_cosine: between the two vectors of predictions over queries and outputs.
-        relative_error: norm of the difference of predictions over the norm of the reference's.
+        relative_error: norm of the difference of predictions over the norm of the reference's;
+            infinite where the reference alone is zero.
         sensitivity_cosine: between derivatives of predictions in the query's features, mean over
             queries.
         sensitivity_distance: norm of the difference of those derivatives, mean over queries.
@@ -49,9 +50,18 @@ class Measures(NamedTuple):
 
 
 def cosine(a: Float[Array, "... n"], b: Float[Array, "... n"]) -> Float[Array, "..."]:
-    """Cosine along the last axis; 0 where one of the two is zero."""
-    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return jnp.where(norms > 0, jnp.sum(a * b, axis=-1) / jnp.where(norms > 0, norms, 1), 0)
+    """Cosine along the last axis; 0 where one of the two is zero, 1 where both are."""
+    norm_a, norm_b = jnp.linalg.norm(a, axis=-1), jnp.linalg.norm(b, axis=-1)
+    norms = norm_a * norm_b
+    found = jnp.sum(a * b, axis=-1) / jnp.where(norms > 0, norms, 1)
+    same = ((norm_a == 0) & (norm_b == 0)).astype(found.dtype)
+    return jnp.where(norms > 0, found, same)
+
+
+def relative_error(found: Float[Array, "*n"], expected: Float[Array, "*n"]) -> Float[Array, ""]:
+    """Norm of the difference over the norm of what is expected; 0 for two zeros."""
+    difference = jnp.linalg.norm((found - expected).ravel())
+    return jnp.where(difference > 0, difference / jnp.linalg.norm(expected.ravel()), 0)
 
 
 def sensitivity(predictor: Predictor, episode: Episode) -> Float[Array, "q slopes"]:
@@ -80,7 +90,7 @@ def measure(model: Predictor, reference: Predictor, episodes: Episode) -> Measur
         slopes, expected_slopes = sensitivity(model, episode), sensitivity(reference, episode)
         return Measures(
             prediction_cosine=cosine(predictions.ravel(), expected.ravel()),
-            relative_error=jnp.linalg.norm(predictions - expected) / jnp.linalg.norm(expected),
+            relative_error=relative_error(predictions, expected),
             sensitivity_cosine=jnp.mean(cosine(slopes, expected_slopes)),
             sensitivity_distance=jnp.mean(jnp.linalg.norm(slopes - expected_slopes, axis=-1)),
             loss=query_loss(predictions, episode.query_targets),

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -256,8 +255,3 @@ def interpolate(
         value=identity,
         output=(1 - share) * trained_writing * scale + share * writing,
     )
-
-
-def stack_parameters(trees: Sequence[Parameters]) -> Parameters:
-    """Parameters of several runs as one tree with a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

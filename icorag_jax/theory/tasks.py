@@ -86,16 +86,21 @@ def draw_episodes(
     keys = jax.random.split(key, 7)
     samples, d = bank.shape
     n, q, m = task.examples, task.queries, task.outputs
-    features = task.scale * bank[jax.random.randint(keys[0], (count, n + q), 0, samples)]
-    if task.anisotropy > 1:
-        stretch = jnp.geomspace(1, task.anisotropy**-0.5, d, dtype=bank.dtype)
-        features = features * (stretch * (d / jnp.sum(stretch**2)) ** 0.5)[None, None, :]
+    # Anisotropy keeps the energy: the factors' mean square is one.
+    stretch = jnp.geomspace(1, task.anisotropy**-0.5, d, dtype=bank.dtype)
+    factors = task.scale * stretch * (d / jnp.sum(stretch**2)) ** 0.5
+
+    def draw_features(key):
+        rows = bank[jax.random.randint(key, (count, n + q), 0, samples)]
+        return rows * factors[None, None, :]
+
+    features = draw_features(keys[0])
     interfaces = _draw_interfaces(keys[1], task, count, d)
     targets = jnp.einsum("emd,end->enm", interfaces, features)
 
     evidence = (jnp.arange(d) >= d // 2)[None, None, :]
     if task.distractor_share > 0:
-        unrelated = bank[jax.random.randint(keys[2], (count, n + q), 0, samples)]
+        unrelated = draw_features(keys[2])
         mixed = (1 - task.distractor_share) * features + task.distractor_share * unrelated
         features = jnp.where(evidence, mixed, features)
     if task.missing_rate > 0:

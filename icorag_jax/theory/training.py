@@ -84,7 +84,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     if config.optimizer == "adamw":
         update = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
     else:
-        update = optax.contrib.muon(
+        muon = optax.contrib.muon(
             rate,
             beta=config.b1,
             adam_b1=config.b1,
@@ -92,16 +92,44 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_matrices,
         )
+        update = _stacked(muon)
     return optax.chain(optax.clip_by_global_norm(config.clip), update)
 
 
 def _matrices(parameters: PyTree) -> PyTree:
-    """The last two axes of each leaf that has them are a matrix to Muon."""
+    """The last two axes of each leaf are a matrix to Muon, if two are left beside the stack's."""
 
     def axes(leaf):
-        return MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2) if leaf.ndim >= 2 else None
+        return MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2) if leaf.ndim >= 3 else None
 
     return jax.tree.map(axes, parameters)
+
+
+def _stacked(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer on matrices of one shape as one array: half as much to compile."""
+
+    def groups(tree):
+        found: dict[tuple, list[int]] = {}
+        for index, leaf in enumerate(jax.tree.leaves(tree)):
+            found.setdefault(leaf.shape if leaf.ndim >= 2 else ("leaf", index), []).append(index)
+        return found.values()
+
+    def stack(tree):
+        leaves = jax.tree.leaves(tree)
+        return [jnp.stack([leaves[index] for index in group]) for group in groups(tree)]
+
+    def init(params):
+        return optimizer.init(stack(params))
+
+    def update(updates, state, params=None):
+        stacked, state = optimizer.update(stack(updates), state, stack(params))
+        leaves, structure = jax.tree.flatten(updates)
+        for group, rows in zip(groups(updates), jax.tree.leaves(stacked), strict=True):
+            for position, index in enumerate(group):
+                leaves[index] = rows[position]
+        return jax.tree.unflatten(structure, leaves), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def shard_runs(tree: PyTree) -> PyTree:
@@ -176,10 +204,9 @@ def train(
     Raises:
         DivergedError: naming the runs whose loss became NaN or infinite.
     """
-    parameters, losses = _train_chunks(loss, parameters, keys, data, config, label)
-    if not np.all(np.isfinite(losses)):
-        raise DivergedError(_divergence(losses, config))
-    return parameters, losses
+    one_start = jax.tree.map(lambda leaf: leaf[:, None], parameters)
+    trained, losses, _ = train_best_start(loss, one_start, keys, data, config, config.chunk, label)
+    return trained, losses
 
 
 def train_best_start(
@@ -188,65 +215,79 @@ def train_best_start(
     keys: Key[Array, " runs"],
     data: Any,
     config: TrainingConfig,
+    start_steps: int,
     label: str | None = None,
-) -> tuple[PyTree, Float[np.ndarray, "runs starts"]]:
-    """Trains each run from several starts for a while and keeps the start of the least loss.
+) -> tuple[PyTree, Float[np.ndarray, "runs steps"], Float[np.ndarray, "runs starts"]]:
+    """Trains each run from several starts for its first steps, then goes on from the best one.
 
     Even one layer of linear attention has poor local minima where features are far from isotropic
-    (docs/theory.md); which start leads where shows early.
+    (docs/theory.md); which start leads where shows early. All starts go through one program, one
+    after another, and those of a run see the same batches.
 
     Args:
         loss: as for `train`.
         parameters: initial parameters, every leaf `[runs, starts, ...]`.
-        keys: `[runs]`; the starts of a run see the same batches.
+        keys: `[runs]`.
         data: every leaf `[runs, ...]`.
-        config: of this first phase.
+        config: how to train.
+        start_steps: the first of `config.steps`, which every start takes; a multiple of
+            `config.chunk`.
         label: of the progress bar; None for no bar.
 
     Returns:
-        The parameters of the best start after the phase, every leaf `[runs, ...]`, and the mean
-        loss of each start over the last quarter of the phase, infinite where it diverged.
+        Trained parameters `[runs, ...]`, the training losses from the best start, and the loss of
+        each start that decided: its mean over the last chunk, infinite where it diverged.
 
     Raises:
-        DivergedError: every start of a run diverged.
+        ValueError: `start_steps` is not a multiple of the chunk, or more than all steps.
+        DivergedError: naming the runs whose loss became NaN or infinite.
     """
+    if start_steps % config.chunk or not 0 < start_steps <= config.steps:
+        raise ValueError(
+            f"start_steps {start_steps} must be a multiple of chunk {config.chunk}, and at most "
+            f"the {config.steps} steps"
+        )
     runs, starts = jax.tree.leaves(parameters)[0].shape[:2]
-    flat = jax.tree.map(lambda leaf: leaf.reshape(runs * starts, *leaf.shape[2:]), parameters)
-    repeat = functools.partial(jnp.repeat, repeats=starts, axis=0)
-    trained, losses = _train_chunks(
-        loss, flat, repeat(keys), jax.tree.map(repeat, data), config, label
-    )
-    final = losses[:, -max(1, config.steps // 4) :].mean(axis=-1).reshape(runs, starts)
-    final = np.where(np.isfinite(final), final, np.inf)
-    if np.isinf(final).all(axis=-1).any():
-        raise DivergedError(_divergence(losses, config))
-    best = np.arange(runs) * starts + final.argmin(axis=-1)
-    return jax.tree.map(lambda leaf: leaf[best], trained), final
-
-
-def _train_chunks(
-    loss: Loss,
-    parameters: PyTree,
-    keys: Key[Array, " runs"],
-    data: Any,
-    config: TrainingConfig,
-    label: str | None,
-) -> tuple[PyTree, Float[np.ndarray, "runs steps"]]:
-    """Trains with a progress bar; stops early once every run has diverged."""
-    # The state is donated to each chunk: train on a copy, so that the caller keeps its own.
-    parameters = jax.tree.map(jnp.copy, parameters)
-    state, keys, data = shard_runs((start_training(parameters, config), keys, data))
-    losses: list[np.ndarray] = []
-    bar = tqdm.tqdm(total=config.steps, desc=label, unit="step", disable=label is None, leave=False)
+    keys, data = shard_runs((keys, data))
+    total = start_steps * starts + config.steps - start_steps
+    bar = tqdm.tqdm(total=total, desc=label, unit="step", disable=label is None, leave=False)
     with bar:
-        for _ in range(config.steps // config.chunk):
-            state, values = train_chunk(state, keys, data, loss=loss, config=config)
-            losses.append(np.asarray(values))
-            if not np.any(np.isfinite(losses[-1][:, -1])):
+
+        def go_on(state, chunks):
+            losses = []
+            for _ in range(chunks):
+                state, values = train_chunk(state, keys, data, loss=loss, config=config)
+                losses.append(np.asarray(values))
+                bar.update(config.chunk)
+                bar.set_postfix_str(f"loss {np.mean(losses[-1][:, -1]):.4f}")
+            return state, losses
+
+        tried = []
+        for start in range(starts):
+            # The state is donated to each chunk: train on a copy, so that the caller keeps its own.
+            first = jax.tree.map(lambda leaf, start=start: jnp.copy(leaf[:, start]), parameters)
+            tried.append(
+                go_on(shard_runs(start_training(first, config)), start_steps // config.chunk)
+            )
+        start_losses = np.stack([losses[-1].mean(axis=-1) for _, losses in tried], axis=-1)
+        start_losses = np.where(np.isfinite(start_losses), start_losses, np.inf)
+        best = start_losses.argmin(axis=-1)
+
+        def pick(*leaves):
+            return jnp.stack(leaves)[best, np.arange(runs)]
+
+        states, begun = zip(*tried, strict=True)
+        state = shard_runs(jax.tree.map(pick, *states))
+        chosen = [np.stack(chunk)[best, np.arange(runs)] for chunk in zip(*begun, strict=True)]
+        for _ in range((config.steps - start_steps) // config.chunk):
+            if not np.all(np.isfinite(chosen[-1])):
                 break
-            bar.update(config.chunk)
-            bar.set_postfix_str(f"loss {np.nanmean(losses[-1][:, -1]):.4f}")
-    return state.parameters, np.concatenate(losses, axis=-1)
+            state, more = go_on(state, 1)
+            chosen += more
+    losses = np.concatenate(chosen, axis=-1)
+    if not np.all(np.isfinite(losses)):
+        raise DivergedError(_divergence(losses, config))
+    return state.parameters, losses, start_losses
 
 
 def _divergence(losses: Float[np.ndarray, "runs steps"], config: TrainingConfig) -> str:

@@ -29,6 +29,9 @@ def test_every_measure_is_reported(tmp_path):
         for name in trained_lsa.MEASURES:
             assert entry[name]["count"] == 2
             assert entry[name]["low"] <= entry[name]["mean"] <= entry[name]["high"]
+        excess = entry["loss"]["mean"] - entry["gd_loss"]["mean"]
+        share = excess / entry["closed_form_loss"]["mean"]
+        assert entry["excess_loss"]["mean"] == pytest.approx(share, abs=1e-4)
     # Four steps are not enough, and the table says so.
     assert not summary["claims"][0]["holds"]
     assert (out / "figures" / "training_loss.png").exists()
@@ -46,7 +49,7 @@ def test_closed_form_is_the_loss_of_the_step(tmp_path, name):
     pulls = np.einsum("enmc,enm->enc", episodes.readouts, episodes.targets)
     moved = setting.step_size * np.einsum("enc,enz->ecz", pulls, episodes.features) / setting.n
     found = np.einsum("eqmc,ecz,eqz->eqm", episodes.query_readouts, moved, episodes.query_features)
-    losses = 0.5 * np.sum((found - episodes.query_targets) ** 2, axis=(1, 2))
+    losses = 0.5 * np.mean(np.sum((found - episodes.query_targets) ** 2, axis=2), axis=1)
     error = losses.std() / np.sqrt(losses.size)
     assert abs(losses.mean() - setting.closed_form_loss) <= 4 * error
     assert error < 0.05 * setting.closed_form_loss
