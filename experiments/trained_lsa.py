@@ -70,6 +70,9 @@ class Config:
         seeds: runs of each setting.
         reference_steps: optimizer steps of the reference setting.
         reference_batch: episodes a step of the reference setting.
+        reference_learning_rate: of the reference setting.
+        reference_cosine: let that learning rate fall to zero along a cosine; it is constant in the
+            published setting.
         steps: optimizer steps of the two retrieval settings.
         batch: episodes a step of the two retrieval settings.
         test_episodes: episodes of the evaluation.
@@ -81,13 +84,20 @@ class Config:
     seeds: int = 5
     reference_steps: int = 5000
     reference_batch: int = 2048
+    reference_learning_rate: float = 1e-3
+    reference_cosine: bool = False
     steps: int = 1000
     batch: int = 256
     test_episodes: int = 20_000
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "quick": {"reference_steps": 3000, "reference_batch": 512},
+    "quick": {
+        "reference_steps": 1000,
+        "reference_batch": 256,
+        "reference_learning_rate": 5e-3,
+        "reference_cosine": True,
+    },
     "paper": {"seeds": 16, "steps": 5000, "batch": 2048, "test_episodes": 200_000},
 }
 
@@ -186,12 +196,12 @@ def settings(config: Config) -> dict[str, Setting]:
         optimizer="adamw",
         steps=config.reference_steps,
         batch=config.reference_batch,
-        learning_rate=1e-3,
+        learning_rate=config.reference_learning_rate,
         b1=0.9,
         b2=0.98,
         weight_decay=0.0,
         clip=0.001,
-        cosine=False,
+        cosine=config.reference_cosine,
         chunk=_chunk(config.reference_steps),
     )
     retrieval = dataclasses.replace(

@@ -1,0 +1,1 @@
+"""How fast training is, and what it takes; numbers are in docs/speed.md."""
