@@ -73,7 +73,9 @@ def plain_loop(size: Size) -> float:
     @jax.jit
     def step(parameters, state, key):
         value, slope = jax.value_and_grad(loss)(parameters, key, None)
-        updates, state = optimizer.update(slope, state, parameters)
+        # optax mixes integer step counts with floats, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(slope, state, parameters)
         return optax.apply_updates(parameters, updates), state, value
 
     keys = jax.random.split(jax.random.key(0), size.seeds)

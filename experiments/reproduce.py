@@ -84,9 +84,10 @@ def run_all(settings: Mapping[str, Any]) -> None:
             # Progress bars of different processes keep to lines of their own.
             os.environ["TQDM_POSITION"] = str(2 * position)
             lane.start()
-        while any(lane.is_alive() for lane in lanes) and not any(lane.exitcode for lane in lanes):
-            multiprocessing.connection.wait([lane.sentinel for lane in lanes if lane.is_alive()])
-        failed = [lane.exitcode for lane in lanes if lane.exitcode]
+        failed = []
+        while not failed and (alive := [lane.sentinel for lane in lanes if lane.is_alive()]):
+            multiprocessing.connection.wait(alive)
+            failed = [lane.exitcode for lane in lanes if lane.exitcode]
     finally:
         os.environ.pop("TQDM_POSITION", None)
         for lane in lanes:

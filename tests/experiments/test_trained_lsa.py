@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import trained_lsa
-from experiments.trained_lsa import Config
+from experiments.support.lsa_settings import lsa_settings
+from experiments.trained_lsa import Config, training_configs
 
 
 def tiny(out, **changes) -> Config:
@@ -43,7 +44,7 @@ def test_every_measure_is_reported(tmp_path):
 @pytest.mark.parametrize("name", ["reference", "projection", "dot_product"])
 def test_closed_form_is_the_loss_of_the_step(tmp_path, name):
     """The step written out in NumPy, on 20,000 episodes, within four standard errors."""
-    setting = trained_lsa.settings(tiny(tmp_path))[name]
+    setting = lsa_settings(*training_configs(tiny(tmp_path)))[name]
     keys = jax.random.split(jax.random.key(1), 20_000)
     episodes = jax.tree.map(np.asarray, jax.jit(jax.vmap(setting.draw))(keys))
     pulls = np.einsum("enmc,enm->enc", episodes.readouts, episodes.targets)
@@ -56,7 +57,7 @@ def test_closed_form_is_the_loss_of_the_step(tmp_path, name):
 
 
 def test_the_reference_setting_is_the_published_one(tmp_path):
-    setting = trained_lsa.settings(Config(out=tmp_path))["reference"]
+    setting = lsa_settings(*training_configs(Config(out=tmp_path)))["reference"]
     assert setting.closed_form_loss == pytest.approx(0.2062, abs=5e-5)
     assert setting.step_size / 10 == pytest.approx(0.606, abs=5e-4)
     published = {"steps": 5000, "batch": 2048, "learning_rate": 1e-3, "b1": 0.9, "b2": 0.98}
