@@ -49,11 +49,12 @@ class Config:
         starts: initializations that each run chooses from.
         start_steps: the first optimizer steps, which every start takes.
         steps: optimizer steps.
-        batch: episodes a step.
+        batch: episodes a step and layer; gradients of deeper models are noisier.
         learning_rate: Muon's, at the start.
         init_scale: variance scaling of the initial weights.
         fit_episodes: episodes that the best step is fitted to.
-        test_episodes: episodes of each run's evaluation.
+        test_episodes: episodes of each run's evaluation on the distribution of its training.
+        transfer_episodes: episodes of its evaluation on every distribution.
         bootstrap: draws of the bootstrap.
     """
 
@@ -77,7 +78,8 @@ class Config:
     learning_rate: float = 0.1
     init_scale: float = 0.01
     fit_episodes: int = 16384
-    test_episodes: int = 32
+    test_episodes: int = 256
+    transfer_episodes: int = 32
     bootstrap: int = 500
 
 
@@ -105,6 +107,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch": 256,
         "fit_episodes": 524288,
         "test_episodes": 1024,
+        "transfer_episodes": 256,
         "bootstrap": 2000,
     },
 }  # fmt: skip
@@ -205,7 +208,7 @@ def _selected(config: Config) -> dict[str, Variant]:
     if len(config.distributions) < 2 or len(set(config.distributions)) < len(config.distributions):
         raise ValueError("give at least two distributions, each once")
     sizes = ("features", "samples", "texts", "seeds", "starts", "start_steps", "steps", "batch")
-    for name in (*sizes, "fit_episodes", "test_episodes", "bootstrap"):
+    for name in (*sizes, "fit_episodes", "test_episodes", "transfer_episodes", "bootstrap"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.seed < 0 or config.learning_rate <= 0 or config.init_scale <= 0:

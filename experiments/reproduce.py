@@ -18,7 +18,12 @@ import jax
 
 from experiments import boundary_sweep, exactness, trained_lsa
 from experiments.support.claims import Claim, claims_table
-from experiments.support.command import exit_on_user_errors, load_preset, run_command
+from experiments.support.command import (
+    exit_on_user_errors,
+    load_preset,
+    run_command,
+    use_all_cores,
+)
 from experiments.support.report import Section, write_report
 
 EXPERIMENTS: Mapping[str, ModuleType] = {
@@ -100,6 +105,7 @@ def run_all(settings: Mapping[str, Any]) -> None:
 
 def _work(names: Any, settings: Mapping[str, Any]) -> None:
     """Runs experiments in a process of its own until none is left."""
+    use_all_cores()
     with exit_on_user_errors():
         while (name := names.get()) is not None:
             EXPERIMENTS[name].main(settings[name])

@@ -37,11 +37,12 @@ class Training:
         starts: initializations a run chooses from.
         start_steps: the first steps, which each start takes.
         steps: optimizer steps.
-        batch: episodes a step.
+        batch: episodes a step and layer; gradients of deeper models are noisier.
         learning_rate: Muon's, at the start; falls along a cosine.
         init_scale: variance scaling of the initial weights.
         fit_episodes: episodes that the best step is fitted to.
-        test_episodes: episodes of each run's evaluation.
+        test_episodes: episodes of each run's evaluation on the law of its training.
+        transfer_episodes: episodes of its evaluation on every law.
     """
 
     seeds: int
@@ -53,6 +54,7 @@ class Training:
     init_scale: float
     fit_episodes: int
     test_episodes: int
+    transfer_episodes: int
 
 
 class Reference(NamedTuple):
@@ -93,24 +95,26 @@ def train_variant(
     laws, _, d = banks.train.shape
     runs = laws * config.seeds
     model = make_model(variant, d, config.init_scale)
+    optimization = _optimization(config, variant.architecture.layers)
     init_key, run_key = jax.random.split(key)
 
     def init(key):
         return architectures.init_parameters(model, key, variant.task.outputs)
 
-    return Trained(
-        *training.train_best_start(
-            _model_loss(model, variant, config.batch),
-            _compile_quickly(jax.vmap(jax.vmap(init)))(
-                jax.random.split(init_key, (runs, config.starts))
-            ),
-            jax.random.split(run_key, runs),
-            jnp.repeat(banks.train, config.seeds, axis=0),
-            _optimization(config, variant.architecture.layers),
-            config.start_steps,
-            label,
-        )
+    initial = _compile_quickly(jax.vmap(jax.vmap(init)))(
+        jax.random.split(init_key, (runs, config.starts))
     )
+    trained, losses, start_losses = training.train_best_start(
+        _model_loss(model, variant, optimization.batch),
+        initial,
+        jax.random.split(run_key, runs),
+        _repeat(banks.train, config.seeds),
+        optimization,
+        config.start_steps,
+        label,
+    )
+    # Runs may lie on devices of their own; all else is done on one.
+    return Trained(jax.device_put(trained, jax.devices()[0]), losses, start_losses)
 
 
 def fit_single_step(
@@ -142,16 +146,18 @@ def train_steps(
     arch = variant.architecture
     distinct = 1 if arch.recurrent else arch.layers
     start = jnp.tile(single.rates.step / arch.layers, (1, distinct, 1, 1))
+    optimization = _optimization(config, arch.layers)
+    # One run a law rather than one a seed: more episodes for the same work.
+    optimization = dataclasses.replace(optimization, batch=config.seeds * optimization.batch)
     rates, _ = training.train(
-        # One run a law rather than one a seed: twice the batch for the same work.
-        _rates_loss(variant, 2 * config.batch),
+        _rates_loss(variant, optimization.batch),
         PreconditionedRates(start, jnp.zeros_like(start)),
         jax.random.split(key, banks.shape[0]),
         banks,
-        _optimization(config, arch.layers),
+        optimization,
         label and f"{label}: reference",
     )
-    return Reference(single.step_size, rates)
+    return Reference(single.step_size, jax.device_put(rates, jax.devices()[0]))
 
 
 def measure_construction(
@@ -196,8 +202,8 @@ def measure_construction(
             episodes,
         )
 
-    of_laws = (reference.step_size, banks.test)
-    return _over_runs(one, key, jax.tree.map(lambda leaf: _repeat(leaf, config.seeds), of_laws))
+    step_sizes, tested = (_repeat(leaf, config.seeds) for leaf in (reference.step_size, banks.test))
+    return _over(one)(jax.random.split(key, step_sizes.shape[0]), step_sizes, tested)
 
 
 def measure_trained(
@@ -218,34 +224,39 @@ def measure_trained(
     laws, _, d = banks.test.shape
     model = make_model(variant, d, config.init_scale)
     ridge = _ridge(variant, d)
-    families = jax.tree.map(
-        lambda *leaves: _repeat(jnp.stack(leaves, axis=1), config.seeds),
-        _unrolled(reference.rates, variant),
-        _plain_rates(reference.step_size, variant.architecture.layers, d),
-    )
 
-    def on_law(key, bank):
+    def against(rates, of_run, episodes):
+        return alignment.measure(
+            lambda episode: architectures.predict(model, of_run, episode, ridge),
+            lambda episode: alignment.predict_preconditioned(rates, episode, ridge),
+            episodes,
+        )
+
+    def on_own_law(key, bank, of_law, families):
         episodes = draw_episodes(key, bank, variant.evaluation, config.test_episodes)
+        of_families = jax.vmap(against, in_axes=(0, None, None))
+        return jax.vmap(of_families, in_axes=(None, 0, None))(families, of_law, episodes)
 
-        def one(of_run, rates):
-            return alignment.measure(
-                lambda episode: architectures.predict(model, of_run, episode, ridge),
-                lambda episode: alignment.predict_preconditioned(rates, episode, ridge),
-                episodes,
-            )
+    def on_law(key, bank, best):
+        episodes = draw_episodes(key, bank, variant.evaluation, config.transfer_episodes)
+        return jax.vmap(against, in_axes=(0, 0, None))(best, parameters, episodes)
 
-        of_families = jax.vmap(one, in_axes=(None, 0))
-        return jax.vmap(of_families)(parameters, families)
-
-    measured = _compile_quickly(lambda *args: jax.lax.map(lambda law: on_law(*law), args))(
-        jax.random.split(key, laws), banks.test
+    best = _unrolled(reference.rates, variant)
+    plain = _plain_rates(reference.step_size, variant.architecture.layers, d)
+    own_keys, transfer_keys = (jax.random.split(part, laws) for part in jax.random.split(key))
+    own = _over(on_own_law)(
+        own_keys,
+        banks.test,
+        jax.tree.map(lambda leaf: leaf.reshape(laws, config.seeds, *leaf.shape[1:]), parameters),
+        jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), best, plain),
     )
-    # Every field is [laws, runs, families, episodes].
-    own = np.repeat(np.arange(laws), config.seeds), np.arange(laws * config.seeds)
+    own = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), own)
+    of_runs = jax.tree.map(lambda leaf: _repeat(leaf, config.seeds), best)
+    transfer = _over(lambda key, bank: on_law(key, bank, of_runs))(transfer_keys, banks.test)
     return {
-        "trained": jax.tree.map(lambda field: field[*own, 0], measured),
-        "plain": jax.tree.map(lambda field: field[*own, 1], measured),
-        "transfer": jax.tree.map(lambda field: field[:, :, 0].mean(axis=-1), measured),
+        "trained": jax.tree.map(lambda field: field[:, 0], own),
+        "plain": jax.tree.map(lambda field: field[:, 1], own),
+        "transfer": jax.tree.map(lambda field: field.mean(axis=-1), transfer),
     }
 
 
@@ -255,12 +266,9 @@ def _compile_quickly(function):
     return jax.jit(function, compiler_options=options)
 
 
-def _over_runs(function, key: PRNGKeyArray, arguments: tuple) -> Measures:
-    """Maps over runs in one compiled program, one run at a time."""
-    runs = jax.tree.leaves(arguments)[0].shape[0]
-    keys = jax.random.split(key, runs)
-    mapped = _compile_quickly(lambda *args: jax.lax.map(lambda one: function(*one), args))
-    return mapped(keys, *arguments)
+def _over(function):
+    """Maps over the leading axis of all arguments in one compiled program, one after another."""
+    return _compile_quickly(lambda *args: jax.lax.map(lambda one: function(*one), args))
 
 
 def _repeat(of_laws: Float[Array, "laws ..."], seeds: int) -> Float[Array, "runs ..."]:
@@ -319,7 +327,7 @@ def _optimization(config: Training, layers: int) -> training.TrainingConfig:
     return training.TrainingConfig(
         optimizer="muon",
         steps=config.steps,
-        batch=config.batch,
+        batch=config.batch * layers,
         # Layers multiply: what moves a deep model by as much is a smaller step of each.
         learning_rate=config.learning_rate / layers,
         b1=0.9,

@@ -1,6 +1,7 @@
 """The command line of an experiment, from the dataclass of its settings and its presets."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -34,8 +35,18 @@ def run_command(
         SystemExit: with 2 and a line on standard error for a user's error, with 130 when
             interrupted, with 0 after `--help`.
     """
+    use_all_cores()
     with exit_on_user_errors():
         main(_parse(main, config_type, presets, sys.argv[1:] if args is None else args))
+
+
+def use_all_cores() -> None:
+    """Makes every core a device of its own, where JAX runs on CPU: runs are spread over devices.
+
+    Left as it is where JAX has computed something already, which fixes its devices.
+    """
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 @contextlib.contextmanager

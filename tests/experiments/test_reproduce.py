@@ -19,7 +19,8 @@ TINY = {
         "distributions": ("gaussian", "clustered"), "architectures": ("linear", "softmax"),
         "features": 3, "examples": 4, "queries": 2, "temperatures": (1.0,), "depths": (2,),
         "samples": 32, "seeds": 2, "starts": 2, "start_steps": 2, "steps": 4, "batch": 4,
-        "fit_episodes": 64, "test_episodes": 8, "bootstrap": 20,
+        "fit_episodes": 64, "test_episodes": 8, "transfer_episodes": 4,
+        "bootstrap": 20,
     },
 }  # fmt: skip
 
