@@ -73,7 +73,7 @@ class Config:
     seeds: int = 2
     starts: int = 6
     start_steps: int = 50
-    steps: int = 400
+    steps: int = 600
     batch: int = 64
     learning_rate: float = 0.1
     init_scale: float = 0.01
@@ -88,9 +88,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # What one looks at first: of each kind of architecture a few.
     "glance": {
         "architectures": (
-            "linear", "retriever_weights", "missing_passages", "longer_context", "depth_2",
+            "linear", "missing_passages", "longer_context", "depth_2",
             "softmax", "tempered_100", "tempered_1", "tempered_0.1", "relu", "softmax_block",
         ),
+        "steps": 400,
         "temperatures": (100.0, 1.0, 0.1),
     },
     "paper": {

@@ -24,9 +24,6 @@ from icorag_jax.theory.episodes import (
 )
 from icorag_jax.theory.training import TrainingConfig
 
-# Queries of an episode of the two retrieval settings; the reference setting has one.
-_QUERIES = 8
-
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -35,6 +32,7 @@ class Setting:
     Attributes:
         draw: one episode with `n` context examples from a key.
         n: context examples.
+        queries: queries of an episode.
         d_c: size of the evidence side.
         d_z: size of the features.
         features: moments of the features.
@@ -47,6 +45,7 @@ class Setting:
 
     draw: Callable[[PRNGKeyArray], Episode]
     n: int
+    queries: int
     d_c: int
     d_z: int
     features: FeatureMoments
@@ -76,28 +75,27 @@ def lsa_settings(reference: TrainingConfig, retrieval: TrainingConfig) -> dict[s
     """The three settings by name.
 
     Args:
-        reference: how to train on the reference setting, from one start.
-        retrieval: how to train on the two retrieval settings, from the best of four starts after
-            a tenth of the steps.
+        reference: how to train on the reference setting, from the best of three starts after a
+            fifth of the steps.
+        retrieval: how to train on the two retrieval settings, likewise from the best of four.
     """
-    first = retrieval.chunk * max(1, retrieval.steps // (10 * retrieval.chunk))
-    n, m, d_q, d_v, k, d_c = 16, 2, 4, 4, 4, 3
+    n, q, m, d_q, d_v, k, d_c = 16, 8, 2, 4, 4, 4, 3
     scale = float((m * k) ** -0.5)
     unit = FeatureMoments(1.0, 3.0)
     return {
         "reference": Setting(
-            draw_reference, 10, 1, 10, FeatureMoments(1 / 12, 1.8), ReadoutMoments(), reference,
-            init_scale=0.002, starts=1, start_steps=reference.chunk,
+            draw_reference, 10, 1, 1, 10, FeatureMoments(1 / 12, 1.8), ReadoutMoments(), reference,
+            init_scale=0.002, starts=3, start_steps=_fifth(reference),
         ),
         "projection": Setting(
-            lambda key: draw_projection(key, n, m, d_q, d_v, k),
-            n, m, d_q + d_v, unit, ReadoutMoments(), retrieval, init_scale=0.01,
-            starts=4, start_steps=first,
+            lambda key: draw_projection(key, n, q, m, d_q, d_v, k),
+            n, q, m, d_q + d_v, unit, ReadoutMoments(), retrieval,
+            init_scale=0.01, starts=4, start_steps=_fifth(retrieval),
         ),
         "dot_product": Setting(
-            lambda key: draw_dot_product(key, n, m, d_q, d_c, k, scale),
-            n, d_c, d_q, unit, dot_product_moments(m, k, d_c, scale), retrieval,
-            init_scale=0.01, starts=4, start_steps=first,
+            lambda key: draw_dot_product(key, n, q, m, d_q, d_c, k, scale),
+            n, q, d_c, d_q, unit, dot_product_moments(m, k, d_c, scale), retrieval,
+            init_scale=0.01, starts=4, start_steps=_fifth(retrieval),
         ),
     }  # fmt: skip
 
@@ -110,14 +108,16 @@ def draw_reference(key: PRNGKeyArray) -> Episode:
     return _episode(10, features, readouts, jax.random.normal(interface_key, (1, 10)))
 
 
-def draw_projection(key: PRNGKeyArray, n: int, m: int, d_q: int, d_v: int, k: int) -> Episode:
+def draw_projection(
+    key: PRNGKeyArray, n: int, q: int, m: int, d_q: int, d_v: int, k: int
+) -> Episode:
     """Questions and `k` passages each, pooled with weights that fall with rank, projected.
 
     Weights are `1 / rank` with unit norm, so that pooled evidence has unit variance; the
     projection is a rotation, fixed for all episodes.
     """
     question_key, passage_key, interface_key = jax.random.split(key, 3)
-    rows = n + _QUERIES
+    rows = n + q
     ranks = 1 / jnp.arange(1, k + 1)
     pooling = jnp.tile(ranks / jnp.linalg.norm(ranks), (rows, 1))
     questions = jax.random.normal(question_key, (rows, d_q))
@@ -129,11 +129,11 @@ def draw_projection(key: PRNGKeyArray, n: int, m: int, d_q: int, d_v: int, k: in
 
 
 def draw_dot_product(
-    key: PRNGKeyArray, n: int, m: int, d_q: int, d_c: int, k: int, scale: float
+    key: PRNGKeyArray, n: int, q: int, m: int, d_q: int, d_c: int, k: int, scale: float
 ) -> Episode:
     """Questions, and readouts `scale V^T K` from keys and values of `k` passages each."""
     question_key, key_key, value_key, interface_key = jax.random.split(key, 4)
-    rows = n + _QUERIES
+    rows = n + q
     questions = jax.random.normal(question_key, (rows, d_q))
     keys = jax.random.normal(key_key, (rows, k, d_c))
     values = scale * jax.random.normal(value_key, (rows, k, m))
@@ -158,3 +158,8 @@ def _episode(
         query_readouts=readouts[n:],
         query_targets=targets[n:],
     )
+
+
+def _fifth(training: TrainingConfig) -> int:
+    """About a fifth of the steps, in whole chunks."""
+    return training.chunk * max(1, training.steps // (5 * training.chunk))

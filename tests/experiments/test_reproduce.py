@@ -13,7 +13,7 @@ TINY = {
     exactness: {"episodes": 2, "size_sets": 1},
     trained_lsa: {
         "seeds": 2, "reference_steps": 4, "reference_batch": 8, "steps": 5, "batch": 4,
-        "test_episodes": 8,
+        "test_queries": 16,
     },
     boundary_sweep: {
         "distributions": ("gaussian", "clustered"), "architectures": ("linear", "softmax"),

@@ -16,7 +16,7 @@ from experiments.trained_lsa import Config, training_configs
 def tiny(out, **changes) -> Config:
     settings = {
         "seeds": 2, "reference_steps": 4, "reference_batch": 8, "steps": 5, "batch": 4,
-        "test_episodes": 8,
+        "test_queries": 16,
     }  # fmt: skip
     return Config(out=out, **(settings | changes))
 
@@ -68,7 +68,7 @@ def test_the_reference_setting_is_the_published_one(tmp_path):
     assert jnp.abs(features).max() <= 0.5
 
 
-@pytest.mark.parametrize("change", [{"seeds": 0}, {"steps": 0}, {"test_episodes": -1}])
+@pytest.mark.parametrize("change", [{"seeds": 0}, {"steps": 0}, {"test_queries": -1}])
 def test_bad_settings_write_nothing(tmp_path, change):
     with pytest.raises(ValueError, match=next(iter(change))):
         trained_lsa.main(tiny(tmp_path / "run", **change))
