@@ -30,10 +30,10 @@ reproduce: $(VENV)/run.done
 	$(BIN)/python -m experiments.reproduce --out results
 
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-all: $(VENV)/test.done
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -n 2 -m 'slow or not slow'
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .

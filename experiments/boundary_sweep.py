@@ -88,11 +88,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # What one looks at first: of each kind of architecture a few.
     "glance": {
         "architectures": (
-            "linear", "missing_passages", "longer_context", "depth_2",
-            "softmax", "tempered_100", "tempered_1", "tempered_0.1", "relu", "softmax_block",
+            "linear", "longer_context", "depth_2",
+            "softmax", "tempered_1", "tempered_0.1", "relu", "softmax_block",
         ),
         "steps": 400,
-        "temperatures": (100.0, 1.0, 0.1),
+        "temperatures": (1.0, 0.1),
+        "test_episodes": 128,
     },
     "paper": {
         "features": 10,

@@ -64,7 +64,7 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
-    "quick": {"episodes": 1000, "size_sets": 5},
+    "quick": {"episodes": 1000, "size_sets": 4},
     "paper": {"episodes": 10_000, "size_sets": 40},
 }
 
