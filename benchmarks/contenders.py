@@ -3,7 +3,8 @@
 The reference setting: `d` features, `n` examples, one query, one output, AdamW with clipping. Each
 way draws its episodes as it goes, and trains all `seeds` for `steps` steps:
 
-* `one_program`: what this library does, seeds under `vmap`, steps under `scan`;
+* `one_program`: what this library does, seeds under `vmap` and spread over the cores, steps under
+  `scan`;
 * `plain_loop`: the same loss and optimizer, one jitted call a step, one seed after another;
 * `pytorch`: the same model in PyTorch on CPU, one seed after another.
 """
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.support.command import use_all_cores
 from icorag_jax.theory import alignment, architectures, training
 from icorag_jax.theory.architectures import Architecture, Model
 from icorag_jax.theory.episodes import Episode
@@ -46,6 +48,7 @@ class Size:
 
 def one_program(size: Size) -> float:
     """Seconds for all seeds in one compiled program, compilation aside."""
+    use_all_cores()
     model, loss = _model_and_loss(size)
     config = training.TrainingConfig(
         optimizer="adamw", steps=size.steps, batch=size.batch, learning_rate=LEARNING_RATE,
@@ -53,10 +56,11 @@ def one_program(size: Size) -> float:
     )  # fmt: skip
     keys = jax.random.split(jax.random.key(0), size.seeds)
     parameters = jax.vmap(lambda key: architectures.init_parameters(model, key, 1))(keys)
-    no_data = jnp.zeros(size.seeds)
+    keys, no_data = training.shard_runs((keys, jnp.zeros(size.seeds)))
 
     def run():
-        state = training.start_training(jax.tree.map(jnp.copy, parameters), config)
+        start = training.start_training(jax.tree.map(jnp.copy, parameters), config)
+        state = training.shard_runs(start)
         _, losses = training.train_chunk(state, keys, no_data, loss=loss, config=config)
         return losses.block_until_ready()
 

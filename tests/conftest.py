@@ -21,6 +21,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
+jax.devices()  # starts JAX: one device for all tests of a process, whichever test comes first
 
 install_import_hook("icorag_jax", "beartype.beartype")
 

@@ -231,7 +231,7 @@ def embed(
         progress: show a progress bar.
 
     Raises:
-        TypeError: a text is not a string; the message has its index.
+        TypeError: `texts` is a string itself, or one of them is not; the message has its index.
         ValueError: `batch_size` is below 1, or `max_length` has no room for one token of a text or
             exceeds the encoder's positions.
     """
@@ -256,6 +256,8 @@ def embed(
 
 def tokenize(encoder: SentenceEncoder, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """The token ids of each text, special tokens included; see `embed` for the errors."""
+    if isinstance(texts, str):
+        raise TypeError(f"texts is one string, not a sequence of them; pass [{texts[:40]!r}]")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {index} is not a string but {type(text).__name__}")

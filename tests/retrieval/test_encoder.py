@@ -245,6 +245,10 @@ class TestEmbed:
         with pytest.raises(TypeError, match="text 1 is not a string but int"):
             plain(minilm, ["a", 3], 16)
 
+    def test_one_string_is_not_texts(self, minilm: SentenceEncoder):
+        with pytest.raises(TypeError, match=r"one string.*pass \['what is it'\]"):
+            inspect.unwrap(tokenize)(minilm, "what is it", 16)
+
     def test_too_many_positions(self, minilm: SentenceEncoder):
         tokens = jnp.zeros((1, 513), jnp.int32)
         with pytest.raises(ValueError, match="513 tokens, but 512 positions"):
