@@ -14,35 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
-from experiments.support import figures
-from experiments.support.claims import Claim, claims_markdown
+from experiments.support import figures, lsa_summary
 from experiments.support.command import run_command
 from experiments.support.lsa_settings import Setting, lsa_settings
 from experiments.support.run_folder import open_run
-from experiments.support.statistics import mean_interval
 from icorag_jax.theory import alignment, architectures, constructions, training
 from icorag_jax.theory.architectures import Model
 from icorag_jax.theory.episodes import Episode, identity_readouts
 from icorag_jax.theory.objective import gradient_descent, payloads, predict_queries
 from icorag_jax.theory.training import TrainingConfig
-
-MEASURES = (
-    "loss",
-    "gd_loss",
-    "closed_form_loss",
-    "excess_loss",
-    "prediction_cosine",
-    "sensitivity_cosine",
-    "interpolated_loss",
-    "interpolated_excess_loss",
-)
-# How near a loss must be to that of the best step, and how well sensitivities must agree.
-NEAR = 0.01
-ALIGNED = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,28 +92,20 @@ def main(config: Config) -> None:
             found[name] = run.cell_arrays(
                 name, lambda name=name, setting=setting: run_setting(name, setting, config)
             )
-        summary = summarize(found)
-        run.write_table("seeds", seed_table(found))
-        losses = loss_table(found)
+        summary = lsa_summary.summarize(found)
+        run.write_table("seeds", lsa_summary.seed_table(found))
+        losses = lsa_summary.loss_table(found)
         run.write_table("losses", losses)
         figure = figures.curves(
             losses, "step", "relative_loss", "setting", "low", "high",
             x_label="optimizer step", y_label="training loss over that of the best step",
         )  # fmt: skip
         run.write_figure("training_loss", figure)
-        rows = [
-            {"label": f"{name}: {label}", **entry[key]}
-            for name, entry in summary["settings"].items()
-            for key, label in {
-                "excess_loss": "trained",
-                "interpolated_excess_loss": "half way to the construction",
-            }.items()
-        ]
         excess = figures.intervals(
-            pd.DataFrame(rows), "loss above that of the best step, as a share"
+            lsa_summary.excess_table(summary), "loss above that of the best step, as a share"
         )
         run.write_figure("excess_loss", excess)
-        run.write_account(account(summary))
+        run.write_account(lsa_summary.account(summary))
         run.write_summary(summary)
 
 
@@ -268,121 +243,6 @@ def measure(setting: Setting, trained: Any, key: PRNGKeyArray, count: int) -> di
         for part in jax.random.split(key, chunks)
     ]
     return {name: np.mean([np.asarray(part[name]) for part in parts], axis=0) for name in parts[0]}
-
-
-def seed_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
-    """A row a setting and seed."""
-    parts = [
-        pd.DataFrame({measure: arrays[measure] for measure in MEASURES}).assign(
-            setting=name, seed=range(len(arrays["loss"]))
-        )
-        for name, arrays in found.items()
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
-def loss_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
-    """Training loss over that of the best step: mean and range over seeds, a hundred points."""
-    parts = []
-    for name, arrays in found.items():
-        losses = arrays["training_loss"] / arrays["closed_form_loss"][:, None]
-        width = max(1, losses.shape[1] // 100)
-        points = losses.shape[1] // width
-        binned = losses[:, : points * width].reshape(-1, points, width).mean(axis=-1)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "setting": name,
-                    "step": width * (np.arange(points) + 0.5),
-                    "relative_loss": binned.mean(axis=0),
-                    "low": binned.min(axis=0),
-                    "high": binned.max(axis=0),
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
-
-
-def summarize(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
-    """What `summary.json` holds: each measure of each setting as mean and interval over seeds."""
-    entries: dict[str, dict[str, Any]] = {
-        name: {measure: mean_interval(arrays[measure]) for measure in MEASURES}
-        for name, arrays in found.items()
-    }
-    for name, arrays in found.items():
-        starts = arrays["start_losses"]
-        entries[name]["poor_starts"] = float(
-            np.mean(starts > 1.2 * starts.min(axis=-1, keepdims=True))
-        )
-    rows = claims(entries)
-    return {"settings": entries, "claims": [dataclasses.asdict(row) for row in rows]}
-
-
-def claims(entries: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Claim]:
-    """The claims table's rows."""
-    rows = []
-    for name, entry in entries.items():
-        best, cosine = entry["closed_form_loss"]["mean"], entry["sensitivity_cosine"]["mean"]
-        excess, between = entry["excess_loss"], entry["interpolated_excess_loss"]
-        rows.append(
-            Claim(
-                f"Trained linear attention is one gradient step ({name}, {excess['count']} seeds)",
-                f"loss {_percent(excess)} above the best step's {best:.4f}; sensitivity cosine "
-                f"{cosine:.4f}",
-                abs(excess["mean"]) <= NEAR and cosine >= ALIGNED,
-            )
-        )
-        rows.append(
-            Claim(
-                f"Weights half way to the construction do as well ({name})",
-                f"loss {_percent(between)} above the best step's {best:.4f}",
-                abs(between["mean"]) <= NEAR,
-            )
-        )
-    return rows
-
-
-def account(summary: Mapping[str, Any]) -> str:
-    """The run in words."""
-    lines = [
-        "# Trained linear self-attention",
-        "",
-        "One layer, trained from small random weights, beside the one gradient step that it",
-        "should be. Mean and 95% interval over seeds; losses are half the squared error, summed",
-        "over outputs, on fresh episodes that all seeds share. An excess loss is the mean",
-        "difference to the best step's loss on the same episodes, as a share of the closed form.",
-        "",
-        "| setting | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |",
-        "| --- | " + " | ".join("---" for _ in MEASURES) + " |",
-    ]
-    for name, entry in summary["settings"].items():
-        cells = [_show(entry[measure]) for measure in MEASURES]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Runs choose the best of a few starts after their first steps, as some lead to poor",
-        "minima. Share of starts whose loss was then more than a fifth above the best one's: "
-        + ", ".join(
-            f"{name.replace('_', ' ')} {entry['poor_starts']:.0%}"
-            for name, entry in summary["settings"].items()
-        )
-        + ".",
-    ]
-    rows = claims_markdown([Claim(**row) for row in summary["claims"]])
-    return "\n".join([*lines, "", rows, ""])
-
-
-def _percent(entry: Mapping[str, Any]) -> str:
-    if entry["low"] is None:
-        return f"{100 * entry['mean']:.2f}%"
-    return f"{100 * entry['mean']:.2f}% [{100 * entry['low']:.2f}, {100 * entry['high']:.2f}]"
-
-
-def _show(entry: Mapping[str, Any]) -> str:
-    if entry["low"] is None:
-        return f"{entry['mean']:.4f}"
-    mean, low, high = (f"{entry[name]:.4f}" for name in ("mean", "low", "high"))
-    return mean if low == mean == high else f"{mean} [{low}, {high}]"
 
 
 def _chunk(steps: int) -> int:

@@ -77,7 +77,8 @@ def lsa_settings(reference: TrainingConfig, retrieval: TrainingConfig) -> dict[s
     Args:
         reference: how to train on the reference setting, from the best of three starts after a
             fifth of the steps.
-        retrieval: how to train on the two retrieval settings, likewise from the best of four.
+        retrieval: how to train on the projection setting, from the best of three starts after a
+            tenth of the steps, and on the dot-product setting, from the best of six.
     """
     n, q, m, d_q, d_v, k, d_c = 16, 8, 2, 4, 4, 4, 3
     scale = float((m * k) ** -0.5)
@@ -85,17 +86,17 @@ def lsa_settings(reference: TrainingConfig, retrieval: TrainingConfig) -> dict[s
     return {
         "reference": Setting(
             draw_reference, 10, 1, 1, 10, FeatureMoments(1 / 12, 1.8), ReadoutMoments(), reference,
-            init_scale=0.002, starts=3, start_steps=_fifth(reference),
+            init_scale=0.002, starts=3, start_steps=_share(reference, 5),
         ),
         "projection": Setting(
             lambda key: draw_projection(key, n, q, m, d_q, d_v, k),
             n, q, m, d_q + d_v, unit, ReadoutMoments(), retrieval,
-            init_scale=0.01, starts=4, start_steps=_fifth(retrieval),
+            init_scale=0.01, starts=3, start_steps=_share(retrieval, 10),
         ),
         "dot_product": Setting(
             lambda key: draw_dot_product(key, n, q, m, d_q, d_c, k, scale),
             n, q, d_c, d_q, unit, dot_product_moments(m, k, d_c, scale), retrieval,
-            init_scale=0.01, starts=4, start_steps=_fifth(retrieval),
+            init_scale=0.01, starts=6, start_steps=_share(retrieval, 10),
         ),
     }  # fmt: skip
 
@@ -160,6 +161,6 @@ def _episode(
     )
 
 
-def _fifth(training: TrainingConfig) -> int:
-    """About a fifth of the steps, in whole chunks."""
-    return training.chunk * max(1, training.steps // (5 * training.chunk))
+def _share(training: TrainingConfig, parts: int) -> int:
+    """About one of so many parts of the steps, in whole chunks."""
+    return training.chunk * max(1, training.steps // (parts * training.chunk))

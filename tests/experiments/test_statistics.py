@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.support.statistics import bootstrap_interval, mean_interval
+from experiments.support.statistics import mean_interval, poor_share
 
 
 @pytest.mark.parametrize("count", [2, 3, 20])
@@ -49,46 +49,6 @@ def test_mean_interval_refuses(values, level, message):
         mean_interval(values, level)
 
 
-@pytest.mark.parametrize("statistic", [np.mean, np.median])
-def test_bootstrap_interval_is_that_of_scipy(statistic):
-    values = np.random.default_rng(0).gamma(2.0, size=60)
-    expected = stats.bootstrap(
-        (values,), statistic, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
-    )
-    found = bootstrap_interval(values, statistic, np.random.default_rng(2), draws=4000)
-    interval = expected.confidence_interval
-    assert found["estimate"] == pytest.approx(statistic(values))
-    assert found["low"] == pytest.approx(interval.low, rel=0.05)
-    assert found["high"] == pytest.approx(interval.high, rel=0.05)
-    assert found["count"] == 60
-
-
-def test_bootstrap_keeps_rows_whole_and_follows_its_source():
-    pairs = np.arange(10.0)[:, None] * [1.0, 2.0]
-
-    def ratio(rows):
-        return (rows[:, 1].sum() + 1) / (rows[:, 0].sum() + 0.5)
-
-    found = [bootstrap_interval(pairs, ratio, np.random.default_rng(0)) for _ in range(2)]
-    assert found[0] == found[1]
-    assert found[0]["low"] == pytest.approx(2.0) == found[0]["high"]
-
-
-def test_bootstrap_at_its_edges():
-    one = bootstrap_interval(np.array([3.0]), np.mean, np.random.default_rng(0))
-    assert one == {"estimate": 3.0, "low": None, "high": None, "count": 1}
-    undefined = bootstrap_interval(np.ones(3), lambda _: np.nan, np.random.default_rng(0))
-    assert undefined["low"] is None and undefined["high"] is None
-
-
-@pytest.mark.parametrize(
-    ("values", "settings", "message"),
-    [
-        (np.ones(0), {}, "at least one"),
-        (np.ones(2), {"level": 2.0}, "level"),
-        (np.ones(2), {"draws": 0}, "draws"),
-    ],
-)
-def test_bootstrap_refuses(values, settings, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(values, np.mean, np.random.default_rng(0), **settings)
+def test_poor_starts_are_far_above_the_best_of_their_run():
+    losses = np.asarray([[1.0, 1.1, 1.3, np.inf], [50.0, 10.0, 11.0, 12.5]])
+    assert poor_share(losses) == 4 / 8

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import trained_lsa
+from experiments.support import lsa_summary
 from experiments.support.lsa_settings import lsa_settings
 from experiments.trained_lsa import Config, training_configs
 
@@ -27,7 +28,7 @@ def test_every_measure_is_reported(tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary["settings"]) == {"reference", "projection", "dot_product"}
     for entry in summary["settings"].values():
-        for name in trained_lsa.MEASURES:
+        for name in lsa_summary.MEASURES:
             assert entry[name]["count"] == 2
             assert entry[name]["low"] <= entry[name]["mean"] <= entry[name]["high"]
         excess = entry["loss"]["mean"] - entry["gd_loss"]["mean"]
