@@ -8,10 +8,14 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _INK = "#333333"
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+# Colours of Okabe and Ito, then of Tol, told apart by colour-blind readers too.
+_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933",
+    "#882255", "#888888",
+)  # fmt: skip
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
@@ -103,6 +107,8 @@ def curves(
             axes.fill_between(part[x], part[low], part[high], color=colour, alpha=0.12, lw=0)
     if log_x:
         axes.set_xscale("log")
+    elif (table[x] % 1 == 0).all():
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

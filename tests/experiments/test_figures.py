@@ -54,6 +54,8 @@ def test_curves_draw_a_sorted_line_a_group_with_its_band():
     assert len(axes.collections) == 2
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("layers", "alignment")
     assert axes.get_xscale() == "linear"
+    # There is no layer one and a half.
+    assert all(tick % 1 == 0 for tick in axes.get_xticks())
     assert_draws(figure)
 
 
