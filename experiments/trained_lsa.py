@@ -102,7 +102,7 @@ def main(config: Config) -> None:
         )  # fmt: skip
         run.write_figure("training_loss", figure)
         excess = figures.intervals(
-            lsa_summary.excess_table(summary), "loss above that of the best step, as a share"
+            lsa_summary.excess_table(summary), "loss above that of the best step, in percent"
         )
         run.write_figure("excess_loss", excess)
         run.write_account(lsa_summary.account(summary))

@@ -163,9 +163,10 @@ def intervals(table: pd.DataFrame, x_label: str) -> Figure:
     axes.hlines(rows, low, high, color=_COLOURS[0], alpha=0.5, linewidth=3)
     axes.plot(mean, rows, "o", color=_COLOURS[0], markersize=4)
     axes.set_yticks(rows, table["label"])
+    axes.set_ylim(len(table) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.set_xlabel(x_label)
     axes.grid(axis="x", alpha=0.3)
-    axes.invert_yaxis()
     return figure
 
 

@@ -63,15 +63,19 @@ def loss_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
 
 
 def excess_table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a setting for the trained weights, and one for those half way to the construction."""
-    rows = [
-        {"label": f"{name}: {label}", **entry[key]}
-        for name, entry in summary["settings"].items()
-        for key, label in {
-            "excess_loss": "trained",
-            "interpolated_excess_loss": "half way to the construction",
-        }.items()
-    ]
+    """In percent, a row a setting for the trained weights and one half way to the construction."""
+    labels = {
+        "excess_loss": "trained",
+        "interpolated_excess_loss": "half way to the construction",
+    }
+    rows = []
+    for name, entry in summary["settings"].items():
+        for key, label in labels.items():
+            percent = {
+                field: None if entry[key][field] is None else 100 * entry[key][field]
+                for field in ("mean", "low", "high")
+            }
+            rows.append({"label": f"{name}: {label}", **percent})
     return pd.DataFrame(rows)
 
 
