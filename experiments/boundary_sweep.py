@@ -74,7 +74,7 @@ class Config:
     starts: int = 6
     start_steps: int = 50
     steps: int = 600
-    batch: int = 64
+    batch: int = 128
     learning_rate: float = 0.1
     init_scale: float = 0.01
     fit_episodes: int = 16384
@@ -92,6 +92,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "softmax", "tempered_1", "tempered_0.1", "softmax_block",
         ),
         "steps": 300,
+        "batch": 64,
         "temperatures": (1.0, 0.1),
         "test_episodes": 128,
     },

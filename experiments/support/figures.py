@@ -107,7 +107,7 @@ def curves(
             axes.fill_between(part[x], part[low], part[high], color=colour, alpha=0.12, lw=0)
     if log_x:
         axes.set_xscale("log")
-    elif (table[x] % 1 == 0).all():
+    elif np.all(table[x].to_numpy() % 1 == 0):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

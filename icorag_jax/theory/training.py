@@ -134,13 +134,14 @@ def _stacked(optimizer: optax.GradientTransformation) -> optax.GradientTransform
 
 def shard_runs(tree: PyTree) -> PyTree:
     """Spreads the leading axis of every leaf over as many devices as divide it."""
-    runs = jax.tree.leaves(tree)[0].shape[0]
+    mesh = _run_mesh(jax.tree.leaves(tree)[0].shape[0])
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("runs")))
+
+
+def _run_mesh(runs: int) -> Mesh:
     devices = jax.devices()
     count = max(n for n in range(1, len(devices) + 1) if runs % n == 0)
-    if count == 1:
-        return tree
-    mesh = Mesh(np.asarray(devices[:count]), ("runs",))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("runs")))
+    return Mesh(np.asarray(devices[:count]), ("runs",))
 
 
 def start_training(parameters: PyTree, config: TrainingConfig) -> TrainingState:
@@ -174,10 +175,14 @@ def train_chunk(
 
         return jax.lax.scan(step, state, length=config.chunk)
 
-    # The older way to draw bits is several times faster on one device; the newer one is for draws
-    # that are themselves spread over devices.
-    with jax.threefry_partitionable(jax.device_count() > 1):
-        return jax.vmap(run)(state, keys, data)
+    # Runs do not meet, so each device has a program of its own. Within one device the older way to
+    # draw bits is several times faster; the newer one is for draws spread over devices.
+    spec = PartitionSpec("runs")
+    spread = jax.shard_map(
+        jax.vmap(run), mesh=_run_mesh(keys.shape[0]), in_specs=spec, out_specs=spec, check_vma=False
+    )
+    with jax.threefry_partitionable(False):
+        return spread(state, keys, data)
 
 
 def train(

@@ -1,6 +1,10 @@
 """Training reaches known optima, whatever the chunk and whoever trains beside."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +84,38 @@ def test_runs_do_not_depend_on_each_other(config):
     one = jax.tree.map(lambda leaf: leaf[1:2], (parameters, keys, targets))
     alone, _ = training.train(bowl, *one, short)
     np.testing.assert_allclose(together["matrix"][1:2], alone["matrix"], rtol=1e-4, atol=1e-5)
+
+
+SPREAD = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+import numpy as np
+import test_training as here
+from icorag_jax.theory import training
+
+parameters, keys, targets = here.start(6)
+trained, losses = training.train(here.bowl, parameters, keys, targets, here.CONFIG)
+print(len(trained["matrix"].sharding.device_set))
+np.savez(sys.argv[1], losses=losses, **trained)
+"""
+
+
+def test_runs_spread_over_devices_are_the_same(tmp_path):
+    """Six runs on three of four devices: the same draws, and the same results but for rounding."""
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parent), JAX_PLATFORMS="cpu")
+    done = subprocess.run(
+        [sys.executable, "-c", SPREAD, str(tmp_path / "found.npz")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "3"
+    found = np.load(tmp_path / "found.npz")
+    parameters, keys, targets = start(6)
+    trained, losses = training.train(bowl, parameters, keys, targets, CONFIG)
+    np.testing.assert_allclose(found["losses"], losses, rtol=1e-4, atol=1e-5)
+    for name, leaf in trained.items():
+        np.testing.assert_allclose(found[name], leaf, rtol=1e-4, atol=1e-5)
 
 
 def test_every_step_draws_anew():
