@@ -50,10 +50,10 @@ class Config:
     examples: tuple[int, ...] = (10, 20, 40, 80, 160)
     features: tuple[int, ...] = (5, 10, 20, 40, 80)
     run_counts: tuple[int, ...] = (1, 4, 16, 64)
-    steps: int = 50
+    steps: int = 100
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"quick": {"steps": 20}, "paper": {"steps": 200}}
+PRESETS: Mapping[str, Mapping[str, Any]] = {"quick": {}, "paper": {"steps": 500}}
 
 
 def main(config: Config) -> None:

@@ -49,7 +49,8 @@ class Config:
         starts: initializations that each run chooses from.
         start_steps: the first optimizer steps, which every start takes.
         steps: optimizer steps.
-        batch: episodes a step and layer; gradients of deeper models are noisier.
+        batch: episodes a step of up to two layers; gradients of deeper models are noisier, and
+            their batches larger in proportion.
         learning_rate: Muon's, at the start.
         init_scale: variance scaling of the initial weights.
         fit_episodes: episodes that the best step is fitted to.
@@ -92,7 +93,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "softmax", "tempered_1", "tempered_0.1", "softmax_block",
         ),
         "steps": 300,
-        "batch": 64,
         "temperatures": (1.0, 0.1),
         "test_episodes": 128,
     },
@@ -107,7 +107,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "starts": 8,
         "start_steps": 200,
         "steps": 2000,
-        "batch": 256,
+        "batch": 512,
         "fit_episodes": 524288,
         "test_episodes": 1024,
         "transfer_episodes": 256,

@@ -37,7 +37,8 @@ class Training:
         starts: initializations a run chooses from.
         start_steps: the first steps, which each start takes.
         steps: optimizer steps.
-        batch: episodes a step and layer; gradients of deeper models are noisier.
+        batch: episodes a step of up to two layers; gradients of deeper models are noisier, and
+            their batches larger in proportion.
         learning_rate: Muon's, at the start; falls along a cosine.
         init_scale: variance scaling of the initial weights.
         fit_episodes: episodes that the best step is fitted to.
@@ -327,7 +328,7 @@ def _optimization(config: Training, layers: int) -> training.TrainingConfig:
     return training.TrainingConfig(
         optimizer="muon",
         steps=config.steps,
-        batch=config.batch * layers,
+        batch=config.batch * max(layers, 2) // 2,
         # Layers multiply: what moves a deep model by as much is a smaller step of each.
         learning_rate=config.learning_rate / layers,
         b1=0.9,
