@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray
 
 from experiments.support.command import use_all_cores
 from icorag_jax.theory import alignment, architectures, training
@@ -49,7 +50,7 @@ class Size:
 def one_program(size: Size) -> float:
     """Seconds for all seeds in one compiled program, compilation aside."""
     use_all_cores()
-    model, loss = _model_and_loss(size)
+    model, loss = model_and_loss(size)
     config = training.TrainingConfig(
         optimizer="adamw", steps=size.steps, batch=size.batch, learning_rate=LEARNING_RATE,
         b1=B1, b2=B2, weight_decay=0.0, clip=CLIP, cosine=False, chunk=size.steps,
@@ -69,7 +70,7 @@ def one_program(size: Size) -> float:
 
 def plain_loop(size: Size) -> float:
     """Seconds for one jitted call a step, one seed after another, compilation aside."""
-    model, loss = _model_and_loss(size)
+    model, loss = model_and_loss(size)
     optimizer = optax.chain(
         optax.clip_by_global_norm(CLIP), optax.adamw(LEARNING_RATE, B1, B2, weight_decay=0.0)
     )
@@ -139,32 +140,35 @@ CONTENDERS: dict[str, Callable[[Size], float]] = {
 }
 
 
-def _model_and_loss(size: Size) -> tuple[Model, training.Loss]:
+def model_and_loss(size: Size) -> tuple[Model, training.Loss]:
+    """One layer of linear attention, and its loss on a batch drawn from the key."""
     model = Model(Architecture(), size.d, INIT_SCALE)
-
-    def draw(key):
-        feature_key, interface_key = jax.random.split(key)
-        features = jax.random.uniform(
-            feature_key, (size.batch, size.n + 1, size.d), minval=-0.5, maxval=0.5
-        )
-        interfaces = jax.random.normal(interface_key, (size.batch, size.d))
-        targets = jnp.einsum("ed,end->en", interfaces, features)[..., None]
-        readouts = jnp.ones((size.batch, size.n + 1, 1, 1))
-        n = size.n
-        return Episode(
-            features=features[:, :n], readouts=readouts[:, :n], targets=targets[:, :n],
-            weights=jnp.ones((size.batch, n)), query_features=features[:, n:],
-            query_readouts=readouts[:, n:], query_targets=targets[:, n:],
-        )  # fmt: skip
 
     def loss(parameters, key, data):
         def one(episode):
             predictions = architectures.predict(model, parameters, episode)
             return alignment.query_loss(predictions, episode.query_targets)
 
-        return jnp.mean(jax.vmap(one)(draw(key)))
+        return jnp.mean(jax.vmap(one)(draw_batch(size, key)))
 
     return model, loss
+
+
+def draw_batch(size: Size, key: PRNGKeyArray) -> Episode:
+    """Episodes of the reference setting, `[batch, ...]`."""
+    feature_key, interface_key = jax.random.split(key)
+    features = jax.random.uniform(
+        feature_key, (size.batch, size.n + 1, size.d), minval=-0.5, maxval=0.5
+    )
+    interfaces = jax.random.normal(interface_key, (size.batch, size.d))
+    targets = jnp.einsum("ed,end->en", interfaces, features)[..., None]
+    readouts = jnp.ones((size.batch, size.n + 1, 1, 1))
+    n = size.n
+    return Episode(
+        features=features[:, :n], readouts=readouts[:, :n], targets=targets[:, :n],
+        weights=jnp.ones((size.batch, n)), query_features=features[:, n:],
+        query_readouts=readouts[:, n:], query_targets=targets[:, n:],
+    )  # fmt: skip
 
 
 def _time(run: Callable[[], object]) -> float:

@@ -138,6 +138,23 @@ def shard_runs(tree: PyTree) -> PyTree:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("runs")))
 
 
+def spread_runs(run: Callable, *arguments: PyTree) -> PyTree:
+    """`jax.vmap(run)(*arguments)`, every device with a program of its own for its share of runs.
+
+    Within one device the older way to draw random bits is several times faster than the newer,
+    which is for draws spread over devices: it is what `run` draws with.
+
+    Args:
+        run: a pure function of one run.
+        *arguments: every leaf `[runs, ...]`, spread as `shard_runs` does.
+    """
+    mesh = _run_mesh(jax.tree.leaves(arguments)[0].shape[0])
+    spec = PartitionSpec("runs")
+    spread = jax.shard_map(jax.vmap(run), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    with jax.threefry_partitionable(False):
+        return spread(*arguments)
+
+
 def _run_mesh(runs: int) -> Mesh:
     devices = jax.devices()
     count = max(n for n in range(1, len(devices) + 1) if runs % n == 0)
@@ -175,14 +192,7 @@ def train_chunk(
 
         return jax.lax.scan(step, state, length=config.chunk)
 
-    # Runs do not meet, so each device has a program of its own. Within one device the older way to
-    # draw bits is several times faster; the newer one is for draws spread over devices.
-    spec = PartitionSpec("runs")
-    spread = jax.shard_map(
-        jax.vmap(run), mesh=_run_mesh(keys.shape[0]), in_specs=spec, out_specs=spec, check_vma=False
-    )
-    with jax.threefry_partitionable(False):
-        return spread(state, keys, data)
+    return spread_runs(run, state, keys, data)
 
 
 def train(
