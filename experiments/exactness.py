@@ -20,11 +20,14 @@ from tqdm import tqdm
 
 from experiments.support import figures, reference, theorems
 from experiments.support.claims import Claim, claims_markdown
-from experiments.support.command import run_command
+from experiments.support.command import check_numbers, run_command
 from experiments.support.run_folder import open_run
 
 # What counts as equal, by precision.
 LIMITS = {"float64": 1e-10, "float32": 1e-4}
+
+# Columns that say how large a problem is.
+_SIZES = ["n", "q", "m", "d_c", "d_z", "k", "steps"]
 
 # A theorem of the claims table, and the constructions that stand for it.
 GROUPS = {
@@ -53,7 +56,8 @@ class Config:
         seed: seed of all that is drawn.
         resume: continue a run that was interrupted.
         episodes: episodes a theorem is held on, at least; in each of both precisions.
-        size_sets: sets of sizes (examples, passages, features, ...) that they are dealt out to.
+        size_sets: sets of sizes (examples, passages, features, ...) that they are dealt out to;
+            a theorem of more cases has one for each.
     """
 
     out: Path
@@ -64,7 +68,7 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
-    "quick": {"episodes": 1000, "size_sets": 4},
+    "quick": {},
     "paper": {"episodes": 10_000, "size_sets": 40},
 }
 
@@ -107,9 +111,9 @@ def construction_errors(config: Config, name: str) -> pd.DataFrame:
     """Relative errors of one construction: a row for each episode and precision."""
     cases = theorems.theorems()[name]
     tables = []
-    for index, sizes, rng in _size_sets(config, name):
+    for index, sizes, rng, count in _size_sets(config, name, len(cases)):
         case = cases[index % len(cases)]
-        problems = theorems.draw(rng, sizes, case, _share(config))
+        problems = theorems.draw(rng, sizes, case, count)
         expected = theorems.expectations(case, problems)
         for dtype in LIMITS:
             found = theorems.measure(case, problems, expected, dtype)
@@ -121,11 +125,11 @@ def autodiff_errors(config: Config) -> pd.DataFrame:
     """Relative difference of the written-out gradient and autodiff, each interface in turn."""
     interfaces: tuple[reference.Interface, ...] = ("projection", "dot_product", "both")
     tables = []
-    for index, sizes, rng in _size_sets(config, "autodiff"):
+    for index, sizes, rng, count in _size_sets(config, "autodiff", len(interfaces)):
         interface = interfaces[index % len(interfaces)]
         problems = [
             reference.draw_problem(rng, sizes, interface, masked=0.2, ridge=True)
-            for _ in range(_share(config))
+            for _ in range(count)
         ]
         for dtype in LIMITS:
             found = theorems.measure_gradient(interface, problems, dtype)
@@ -136,10 +140,10 @@ def autodiff_errors(config: Config) -> pd.DataFrame:
 def gram_errors(config: Config) -> pd.DataFrame:
     """Errors of two factored steps on the dot-product interface, beside their bound."""
     tables = []
-    for _, sizes, rng in _size_sets(config, "gram_bound"):
+    for _, sizes, rng, count in _size_sets(config, "gram_bound"):
         problems = [
             reference.draw_problem(rng, sizes, "dot_product", masked=0.2, ridge=False)
-            for _ in range(_share(config))
+            for _ in range(count)
         ]
         found = theorems.measure_gram_bound(problems)
         columns = {name: found[name].to_numpy() for name in found}
@@ -166,6 +170,9 @@ def summarize(errors: pd.DataFrame, autodiff: pd.DataFrame, gram: pd.DataFrame) 
     levels = (0.05, 0.5, 0.95, 1.0)
     summary = {
         "constructions": constructions,
+        "size_sets": min(
+            len(of_name[_SIZES].drop_duplicates()) for _, of_name in errors.groupby("construction")
+        ),
         "gram_bound": {
             "violations": int(np.sum(gram["violated"].to_numpy())),
             "episodes": len(gram),
@@ -218,7 +225,11 @@ def account(summary: dict) -> str:
         "",
         "Linear self-attention against gradient descent by definition (NumPy, float64). An",
         "episode's relative error is the largest error over its queries' predictions, divided by",
-        "the largest of those predictions.",
+        "the largest of those predictions. Each construction was held on "
+        f"{summary['size_sets']} sets of sizes (numbers of examples, queries, passages and",
+        "outputs, widths, and steps), all drawn at random; weights, masks, readouts, starts and",
+        "rates differ from episode to episode. Compiled without XLA's optimizations, which is",
+        "quicker for so many programs and touches rounding alone.",
         "",
         "| construction | episodes | worst, float64 | worst, float32 |",
         "| --- | --- | --- | --- |",
@@ -248,27 +259,22 @@ def _count(table: pd.DataFrame, dtype: str) -> int:
 
 
 def _check(config: Config) -> None:
-    for name in ("episodes", "size_sets"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    check_numbers(config)
     if config.size_sets > config.episodes:
         raise ValueError(
             f"size_sets ({config.size_sets}) must not exceed episodes ({config.episodes})"
         )
-    if config.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {config.seed}")
 
 
-def _share(config: Config) -> int:
-    """Episodes of one set of sizes."""
-    return -(-config.episodes // config.size_sets)
+def _size_sets(config: Config, name: str, cases: int = 1):
+    """Sets of sizes of one cell: number, sizes, source of randomness, and how many episodes.
 
-
-def _size_sets(config: Config, name: str):
-    """Sets of sizes of one cell with their number and source of randomness."""
+    There are at least as many sets as cases, so that each case has its turn.
+    """
     rng = np.random.default_rng([config.seed, zlib.crc32(name.encode())])
-    for index in range(config.size_sets):
-        yield index, reference.draw_sizes(rng), rng
+    count = max(config.size_sets, cases)
+    for index in range(count):
+        yield index, reference.draw_sizes(rng), rng, -(-config.episodes // count)
 
 
 def _rows(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
 from experiments.support import figures, lsa_summary
-from experiments.support.command import run_command
+from experiments.support.command import check_numbers, run_command
 from experiments.support.lsa_settings import Setting, lsa_settings
 from experiments.support.run_folder import open_run
 from icorag_jax.theory import alignment, architectures, constructions, training
@@ -76,16 +76,12 @@ def main(config: Config) -> None:
     """Runs the experiment and writes its folder.
 
     Raises:
-        ValueError: sizes that make no sense; nothing is written.
+        ValueError: numbers that make no sense; nothing is written.
         DivergedError: training diverged.
     """
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        least = 0 if field.name == "seed" else 1
-        if field.type is int and value < least:
-            raise ValueError(f"{field.name} must be at least {least}, got {value}")
+    check_numbers(config)
+    settings = lsa_settings(*training_configs(config))
     with open_run(config.out, "trained_lsa", config, resume=config.resume) as run:
-        settings = lsa_settings(*training_configs(config))
         found, progress = {}, tqdm(settings.items(), desc="trained_lsa", unit="setting")
         for name, setting in progress:
             progress.set_postfix_str(name)

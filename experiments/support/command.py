@@ -1,6 +1,8 @@
 """The command line of an experiment, from the dataclass of its settings and its presets."""
 
 import contextlib
+import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,6 +85,25 @@ def load_preset(config_type: type[Config], presets: Presets, name: str, **overri
     if name not in presets:
         raise ValueError(f"preset must be one of {', '.join(presets)}, got {name}")
     return config_type(**{**presets[name], **overrides})
+
+
+def check_numbers(config: Any) -> None:
+    """Checks that all numbers among settings are finite and above 0, the seed at least 0.
+
+    Raises:
+        ValueError: names the setting that is not.
+    """
+    for field in dataclasses.fields(config):
+        found = getattr(config, field.name)
+        for value in found if isinstance(found, tuple) else (found,):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if field.name == "seed":
+                if value < 0:
+                    raise ValueError(f"seed must be at least 0, got {value}")
+            elif not 0 < value < math.inf:
+                least = "at least 1" if isinstance(value, int) else "above 0 and finite"
+                raise ValueError(f"{field.name} must be {least}, got {value}")
 
 
 def _parse(main: Callable, config_type: type, presets: Presets, args: Sequence[str]) -> Any:

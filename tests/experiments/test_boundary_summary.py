@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.support.boundary_summary import alignment_intervals, claims, expected, shortfalls
+from experiments.support.boundary_account import claims
+from experiments.support.boundary_summary import alignment_intervals, expected, shortfalls
 
 LAWS = ("gaussian", "student_t")
 
@@ -58,6 +59,29 @@ def test_runs_that_differ_widen_the_interval():
     )
     entry = found["alignment_by_distribution"]["gaussian"]
     assert (entry["low"], entry["mean"], entry["high"]) == (0.0, 0.5, 1.0)
+
+
+def test_runs_share_their_episodes():
+    """Ten runs that are all alike on 40 episodes: the mean is of 40 numbers, not of 400."""
+    rng = np.random.default_rng(3)
+    episodes = rng.uniform(size=(2, 1, 40))
+    values = np.broadcast_to(episodes, (2, 10, 40))
+    found = alignment_intervals(values, LAWS, 2000, np.random.default_rng(0))
+    entry = found["alignment_by_distribution"]["gaussian"]
+    error = episodes[0, 0].std() / np.sqrt(40)
+    assert entry["high"] - entry["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_a_spread_of_noise_alone_is_not_above_zero():
+    """Eight distributions with one mean: the largest less the smallest is positive all the same."""
+    laws = tuple("abcdefgh")
+    lows = []
+    for trial in range(20):
+        values = np.random.default_rng(trial).normal(0.9, 0.05, size=(8, 2, 50))
+        found = alignment_intervals(values, laws, 400, np.random.default_rng(trial))["spread"]
+        assert found["mean"] > 0
+        lows.append(found["low"])
+    assert np.mean(np.asarray(lows) == 0) >= 0.8
 
 
 def test_claims_say_where_a_linear_extension_falls_short():

@@ -70,6 +70,36 @@ def test_summary_agrees_with_the_episodes(run):
     assert entry["mean"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_other_measures_come_with_intervals(run):
+    table = pd.read_parquet(run / "episodes.parquet").astype({"architecture": str})
+    entries = json.loads((run / "summary.json").read_text())["architectures"]
+    measures = {
+        "sensitivity_cosine": ("trained", "sensitivity_cosine"),
+        "sensitivity_distance": ("trained", "sensitivity_distance"),
+        "relative_error": ("trained", "relative_error"),
+        "loss": ("trained", "loss"),
+        "best_step_loss": ("trained", "reference_loss"),
+        "interpolated_loss": ("interpolated", "loss"),
+    }
+    for name, (reading, column) in measures.items():
+        rows = table[(table["architecture"] == "linear") & (table["reading"] == reading)]
+        means = rows.groupby("distribution", observed=True)[column].apply(
+            lambda values: values.astype(float).mean()
+        )
+        for law, entry in entries["linear"][f"{name}_by_distribution"].items():
+            assert entry["mean"] == pytest.approx(means[law], rel=1e-5)
+            assert entry["low"] < entry["mean"] < entry["high"]
+    gap = entries["linear"]["loss_gap_by_distribution"]["gaussian"]["mean"]
+    losses = [
+        entries["linear"][f"{name}_by_distribution"]["gaussian"]["mean"]
+        for name in ("loss", "best_step_loss")
+    ]
+    assert gap == pytest.approx(losses[0] - losses[1], abs=1e-5)
+    # Two layers, and a softmax, have no half way.
+    assert "interpolated_loss_by_distribution" not in entries["gd_plus_plus"]
+    assert "interpolated_loss_by_distribution" not in entries["tempered_1"]
+
+
 def test_a_lost_cell_comes_back_the_same(run):
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for name in ("half_scale.npz", "half_scale.npz.sha256"):
@@ -97,11 +127,28 @@ def test_figures_are_there(run):
         ({"distributions": ("gaussian",)}, "at least two"),
         ({"seeds": 0}, "seeds"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"temperatures": (1.0, float("nan"))}, "temperatures"),
+        ({"depths": (1,)}, "depths"),
+        ({"start_steps": 5}, "start_steps"),
+        ({"architectures": ("heads",)}, "heads.*at least 4, got 3"),
+        ({"distributions": ("gaussian", "text"), "texts": 5}, "at least 6 texts"),
     ],
 )
 def test_bad_settings_write_nothing(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         boundary_sweep.main(tiny(tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["texts", "encoder"])
+def test_text_features_need_texts_and_encoder_first(tmp_path, monkeypatch, missing):
+    if missing == "texts":
+        monkeypatch.setenv("ICORAG_QA_FOLDER", str(tmp_path / "nowhere"))
+    else:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises((OSError, ValueError), match=r"nowhere|pip install"):
+        boundary_sweep.main(tiny(tmp_path / "run", distributions=("gaussian", "text")))
     assert not (tmp_path / "run").exists()
 
 

