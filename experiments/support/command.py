@@ -45,10 +45,13 @@ def run_command(
 def use_all_cores() -> None:
     """Makes every core a device of its own, where JAX runs on CPU: runs are spread over devices.
 
-    Left as it is where JAX has computed something already, which fixes its devices.
+    Cores are those that this process may run on, where the system tells. Left as it is where JAX
+    has computed something already, which fixes its devices.
     """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 @contextlib.contextmanager

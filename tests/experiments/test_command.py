@@ -1,13 +1,14 @@
 """Documentation of the experiment that stands in these tests."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-from experiments.support.command import load_preset, run_command
+from experiments.support.command import load_preset, run_command, use_all_cores
 from experiments.support.run_folder import RunFolderError
 
 
@@ -156,3 +157,14 @@ def test_load_preset():
         load_preset(Config, PRESETS, "quick")
     with pytest.raises(TypeError, match="bogus"):
         load_preset(Config, PRESETS, "quick", out=Path("x"), bogus=1)
+
+
+def test_cores_are_those_the_process_may_run_on(monkeypatch):
+    settings = []
+    monkeypatch.setattr(jax.config, "update", lambda *setting: settings.append(setting))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 6}, raising=False)
+    use_all_cores()
+    monkeypatch.delattr(os, "sched_getaffinity")
+    use_all_cores()
+    assert settings == [("jax_num_cpu_devices", 3), ("jax_num_cpu_devices", 8)]
