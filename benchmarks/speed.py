@@ -1,4 +1,4 @@
-"""Training throughput against a plain loop and PyTorch, peak memory, and how time scales.
+"""Training throughput against plain loops and PyTorch, peak memory, growth, and parts of a step.
 
 Each measurement runs in a process of its own, one after another, so that peak memory is its own;
 contenders of one size follow each other, so that ratios are of one run on one machine.
@@ -8,7 +8,7 @@ import dataclasses
 import multiprocessing
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from benchmarks.contenders import CONTENDERS, Size
-from experiments.support import figures
+from benchmarks import speed_report
+from benchmarks.contenders import CONTENDERS, Size, seconds_to_train
+from benchmarks.step_parts import step_parts
 from experiments.support.command import run_command
 from experiments.support.run_folder import open_run
 
@@ -38,6 +39,8 @@ class Config:
         features: feature sizes d to scale over.
         run_counts: numbers of seeds to scale over.
         steps: optimizer steps that are timed.
+        parts_batch: episodes of the step whose parts are timed, for the seeds of the comparison.
+        ceiling: rows of the matrix whose product and copy stand beside the parts.
     """
 
     out: Path
@@ -51,6 +54,8 @@ class Config:
     features: tuple[int, ...] = (5, 10, 20, 40, 80)
     run_counts: tuple[int, ...] = (1, 4, 16, 64)
     steps: int = 100
+    parts_batch: int = 2048
+    ceiling: int = 2048
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {"quick": {}, "paper": {"steps": 500}}
@@ -62,29 +67,39 @@ def main(config: Config) -> None:
     Raises:
         ValueError: unknown contenders, or sizes that make no sense; nothing is written.
     """
-    unknown = [name for name in config.contenders if name not in CONTENDERS]
-    if unknown:
-        raise ValueError(f"unknown contenders {unknown}; known: {', '.join(CONTENDERS)}")
+    _check(config)
     with open_run(config.out, "benchmark_speed", config, resume=config.resume) as run:
-        cells = plan(config)
         rows = []
-        for name, contender, axis, size in tqdm(cells, desc="speed", unit="measurement"):
+        for name, contender, axis, size in tqdm(plan(config), desc="speed", unit="measurement"):
             row = {"contender": contender, "axis": axis, **dataclasses.asdict(size)}
             rows.append(
                 run.cell(name, lambda c=contender, s=size, r=row: pd.DataFrame([r | measure(c, s)]))
             )
-        table = pd.concat(rows, ignore_index=True)
-        run.write_table("speed", table)
-        for axis in ("n", "d", "seeds"):
-            part = table.loc[table["axis"] == axis]
-            figure = figures.curves(
-                part, axis, "milliseconds_per_step", "contender",
-                x_label=axis, y_label="milliseconds a step, all seeds", log_x=True,
-            )  # fmt: skip
-            run.write_figure(f"scaling_{axis}", figure)
-        summary = summarize(table)
-        run.write_account(account(table, summary))
+        speed = pd.concat(rows, ignore_index=True)
+        parts = run.cell("step_parts", lambda: measure_parts(config))
+        run.write_table("speed", speed)
+        run.write_table("step_parts", parts)
+        summary = speed_report.summarize(speed, parts)
+        for name, figure in speed_report.draw(speed, summary).items():
+            run.write_figure(name, figure)
+        run.write_account(speed_report.account(speed, summary))
         run.write_summary(summary)
+
+
+def _check(config: Config) -> None:
+    unknown = [name for name in config.contenders if name not in CONTENDERS]
+    if unknown:
+        raise ValueError(f"unknown contenders {unknown}; known: {', '.join(CONTENDERS)}")
+    for name in ("seeds", "scaling_batch", "steps", "parts_batch", "ceiling"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in ("batches", "examples", "features", "run_counts", "contenders"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be at least one, each once, got {list(values)}")
+    for name in ("batches", "examples", "features", "run_counts"):
+        if min(getattr(config, name)) < 1:
+            raise ValueError(f"{name} must be at least 1, got {list(getattr(config, name))}")
 
 
 def plan(config: Config) -> list[tuple[str, str, str, Size]]:
@@ -94,7 +109,7 @@ def plan(config: Config) -> list[tuple[str, str, str, Size]]:
         for batch in config.batches
         for name in config.contenders
         # Large batches take long, and vary little.
-        for steps in [max(5, config.steps // max(1, batch // 256))]
+        for steps in [min(config.steps, max(5, config.steps // max(1, batch // 256)))]
     ]
     ours, batch, steps = "one_program", config.scaling_batch, config.steps
     axes = {
@@ -109,14 +124,25 @@ def plan(config: Config) -> list[tuple[str, str, str, Size]]:
 
 def measure(contender: str, size: Size) -> dict[str, float]:
     """Throughput, time a step and peak memory of one contender, in a process of its own."""
+    return _in_own_process(_measure, contender, size)
+
+
+def measure_parts(config: Config) -> pd.DataFrame:
+    """What a step is made of, in a process of its own: a row a part, then the ceilings."""
+    size = Size(config.seeds, config.parts_batch)
+    parts = pd.DataFrame(_in_own_process(step_parts, size, config.ceiling))
+    return parts.assign(seeds=size.seeds, batch=size.batch)
+
+
+def _in_own_process(function: Callable, *arguments: Any) -> Any:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_measure, contender, size).result()
+        return pool.submit(function, *arguments).result()
 
 
 def _measure(contender: str, size: Size) -> dict[str, float]:
     before = _peak_mebibytes()
-    seconds = CONTENDERS[contender](size)
+    seconds = seconds_to_train(contender, size)
     return {
         "episodes_per_second": size.seeds * size.batch * size.steps / seconds,
         "milliseconds_per_step": 1e3 * seconds / size.steps,
@@ -129,51 +155,6 @@ def _peak_mebibytes() -> float:
     # Linux counts in KiB, macOS in bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def summarize(table: pd.DataFrame) -> dict[str, Any]:
-    """Throughput by batch and contender, ratios to the plain loop, and peak memory."""
-    found: dict[str, Any] = {}
-    comparison = table.loc[table["axis"] == "comparison"]
-    for batch in dict.fromkeys(comparison["batch"]):
-        part = comparison.loc[comparison["batch"] == batch].set_index("contender")
-        rates = {name: float(part.loc[name, "episodes_per_second"]) for name in part.index}
-        ours = rates.get("one_program")
-        found[f"batch_{batch}"] = {
-            "episodes_per_second": rates,
-            "times_as_fast_as": {
-                name: ours / rate for name, rate in rates.items() if ours and name != "one_program"
-            },
-            "peak_mebibytes": {
-                name: float(part.loc[name, "peak_mebibytes"]) for name in part.index
-            },
-        }
-    return found
-
-
-def account(table: pd.DataFrame, summary: Mapping[str, Any]) -> str:
-    """The measurement in words."""
-    lines = [
-        "# Speed",
-        "",
-        "Episodes a second, all seeds together, and peak memory of the process.",
-        "",
-        "| batch | contender | episodes/s | one program is | peak MiB |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for batch, entry in summary.items():
-        for name, rate in entry["episodes_per_second"].items():
-            times = entry["times_as_fast_as"].get(name)
-            ratio = f"{times:.1f}x as fast" if times else ""
-            peak = entry["peak_mebibytes"][name]
-            lines.append(f"| {batch[6:]} | {name} | {rate:,.0f} | {ratio} | {peak:,.0f} |")
-    lines += ["", "| axis | size | ms a step | peak MiB |", "| --- | --- | --- | --- |"]
-    scaling = table.loc[table["axis"] != "comparison"]
-    for _, row in scaling.iterrows():
-        axis = str(row["axis"])
-        milliseconds, peak = row["milliseconds_per_step"], row["peak_mebibytes"]
-        lines.append(f"| {axis} | {row[axis]} | {milliseconds:.2f} | {peak:,.0f} |")
-    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
