@@ -261,13 +261,13 @@ def measure_gram_bound(problems: list[Problem]) -> pd.DataFrame:
     def approximate(problem):
         episode = build_episode(problem, "dot_product")
         d_c, d_z = problem.start.shape
-        # With basis vectors for queries and identity readouts, predictions are columns of W.
-        probe = episode._replace(
-            query_features=jnp.eye(d_z, dtype=problem.start.dtype),
-            query_readouts=episodes.identity_readouts(d_z, d_c, problem.start.dtype),
-        )
         step_sizes, gram = problem.step_sizes[:2], closed_forms.mean_gram(episode)
-        found = constructions.factored(problem.start, probe, step_sizes, gram=gram).T
+        layers = constructions.factored_layers([Block(d_c, d_z)], step_sizes, gram)
+        tokens = constructions.factored_tokens(problem.start, episode)
+        # With basis vectors for queries, what they gather is columns of W_2 - W_0.
+        basis = jnp.eye(d_z, tokens.queries.shape[-1], dtype=problem.start.dtype)
+        gathered = apply_layers(layers, tokens._replace(queries=basis))[:, -d_c:]
+        found = problem.start + gathered.T
         bound = closed_forms.gram_bound(problem.start, episode, step_sizes, gram)
         return jnp.concatenate([found.ravel(), bound[None]])
 

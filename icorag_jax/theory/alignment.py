@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 
 from icorag_jax.theory.attention import AttentionWeights, apply_layers
 from icorag_jax.theory.constructions import direct_tokens
-from icorag_jax.theory.episodes import Episode, normalized_weights
-from icorag_jax.theory.objective import Ridge
+from icorag_jax.theory.episodes import Episode, normalized_weights, validate_episode
+from icorag_jax.theory.objective import Ridge, check_episode
 
 # From one episode to predictions [q, m] for its queries.
 Predictor = Callable[[Episode], Float[Array, "q m"]]
@@ -84,6 +84,7 @@ def query_loss(predictions: Float[Array, "q m"], targets: Float[Array, "q m"]) -
 
 def measure(model: Predictor, reference: Predictor, episodes: Episode) -> Measures:
     """Compares two predictors on a batch of episodes `[e, ...]`."""
+    validate_episode(episodes)
 
     def one(episode: Episode) -> Measures:
         predictions, expected = model(episode), reference(episode)
@@ -102,12 +103,14 @@ def measure(model: Predictor, reference: Predictor, episodes: Episode) -> Measur
 
 def descent_direction(episode: Episode) -> Float[Array, "m d"]:
     """`G = sum_i w_i y_i z_i^T / sum w`, minus the gradient at the zero projection interface."""
+    check_episode(episode)
     weights = normalized_weights(episode.weights)
     return jnp.einsum("n,nm,nd->md", weights, episode.targets, episode.features)
 
 
 def best_step_size(episodes: Episode) -> Float[Array, ""]:
     """The rate of the plain step that loses least on the episodes' queries: least squares."""
+    validate_episode(episodes)
     directions = jax.vmap(descent_direction)(episodes)
     moves = jnp.einsum("emd,eqd->eqm", directions, episodes.query_features)
     return jnp.sum(moves * episodes.query_targets) / jnp.sum(moves**2)
@@ -119,6 +122,7 @@ def best_preconditioner(episodes: Episode) -> Float[Array, "d d"]:
     The loss is convex and quadratic in `M`; its normal equations have size `d^2`. Directions that
     no feature ever takes are left at zero.
     """
+    validate_episode(episodes)
     directions = jax.vmap(descent_direction)(episodes)
     d = directions.shape[-1]
     left = jnp.einsum("emi,emj->eij", directions, directions)

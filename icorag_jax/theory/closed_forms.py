@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from icorag_jax.theory.episodes import Episode, normalized_weights
-from icorag_jax.theory.objective import gradient_descent
+from icorag_jax.theory.objective import check_episode, gradient_descent
 
 
 class FeatureMoments(NamedTuple):
@@ -118,6 +118,7 @@ def projection_loss(n: int, d: int, features: FeatureMoments, m: int = 1) -> flo
 
 def grams(episode: Episode) -> Float[Array, "n d_c d_c"]:
     """The Gram matrices `G_i = C_i^T C_i` of the context examples."""
+    check_episode(episode)
     return jnp.einsum("nmc,nmd->ncd", episode.readouts, episode.readouts)
 
 

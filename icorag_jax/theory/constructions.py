@@ -22,8 +22,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from icorag_jax.theory.attention import AttentionWeights, Tokens, apply_layers
-from icorag_jax.theory.episodes import Episode, normalized_weights
-from icorag_jax.theory.objective import Block, Ridge, payloads, predict_queries
+from icorag_jax.theory.episodes import (
+    Episode,
+    InvalidEpisodeError,
+    is_traced,
+    normalized_weights,
+)
+from icorag_jax.theory.objective import (
+    Block,
+    Ridge,
+    block_mask,
+    check_episode,
+    payloads,
+    predict_queries,
+)
 
 
 def _tokens(
@@ -54,8 +66,14 @@ def _select(size: int, start: int, width: int, dtype) -> Float[Array, "width siz
 def direct_tokens(episode: Episode, ridge: Ridge | None = None) -> Tokens:
     """Tokens `[z; y]` of size `d_z + m`; prior tokens are `sqrt(lambda) [e_k; W_ref e_k]`.
 
-    For the projection interface: the episode's readouts are taken to be the identity.
+    Raises:
+        InvalidEpisodeError: for readouts other than the identity, the projection interface's.
     """
+    check_episode(episode, ridge=ridge)
+    *_, m, d_c = episode.readouts.shape
+    known = not is_traced(episode.readouts)
+    if m != d_c or (known and np.any(np.asarray(episode.readouts) != np.eye(m))):
+        raise InvalidEpisodeError("direct tokens are for readouts that are the identity")
     contents = jnp.concatenate([episode.features, episode.targets], axis=-1)
     if ridge is None:
         return _tokens(episode, contents, None)
@@ -90,6 +108,7 @@ def direct_readout(
     interface: Float[Array, "m d_z"], episode: Episode, queries: Float[Array, "q d"]
 ) -> Float[Array, "q m"]:
     """`W_0 z_q` minus the y slot, which holds `-(W_k - W_0) z_q`."""
+    check_episode(episode, interface)
     d_z = interface.shape[-1]
     return episode.query_features @ interface.T - queries[:, d_z:]
 
@@ -167,6 +186,7 @@ def factored_tokens(
 
     The last slot gathers `(W_k - W_0) z`. Prior tokens are `sqrt(lambda) [e_k; (W_ref - W_0) e_k]`.
     """
+    check_episode(episode, interface, ridge)
     rho = payloads(interface, episode)
     contents = jnp.concatenate([episode.features, rho, jnp.zeros_like(rho)], axis=-1)
     if ridge is None:
@@ -233,9 +253,11 @@ def factored(
 ) -> Float[Array, "q m"]:
     """Predictions of the factored construction: one gradient step on any interface.
 
-    With `blocks`, the step moves the diagonal blocks alone (`both interfaces at once`).
+    With `blocks`, the step moves the diagonal blocks alone (both interfaces at once).
     """
-    layers = factored_layers(blocks or [Block(*interface.shape)], step_sizes, gram)
+    blocks = blocks or [Block(*interface.shape)]
+    check_episode(episode, interface, ridge, block_mask(blocks, interface.dtype))
+    layers = factored_layers(blocks, step_sizes, gram)
     tokens = factored_tokens(interface, episode, ridge)
     return factored_readout(interface, episode, apply_layers(layers, tokens))
 
@@ -250,6 +272,8 @@ def lift(episode: Episode) -> Episode:
     size `d_c d_z`, target `y_ic` and weight `w_i`. Since the lifted weights sum to `m sum w`, the
     lifted data term is `1 / m` of the original one: `lifted` makes up for it.
     """
+
+    check_episode(episode)
 
     def rows(readouts, features):
         products = jnp.einsum("nmc,nz->nmcz", readouts, features)
@@ -281,6 +305,7 @@ def lifted(
 
     The direct construction on lifted tokens of size `d_c d_z + 1`.
     """
+    check_episode(episode, interface, ridge)
     m = episode.targets.shape[-1]
     if ridge is not None:
         ridge = Ridge(ridge.strength / m, ridge.reference.reshape(1, -1))

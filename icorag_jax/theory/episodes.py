@@ -13,8 +13,10 @@ generation differ in how features and readouts come about:
 * both at once: features and readouts side by side, `W` block-diagonal.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -51,11 +53,21 @@ class InvalidEpisodeError(ValueError):
     """An episode that the theory does not cover; the message lists all that is wrong."""
 
 
+def is_traced(array: Any) -> bool:
+    """Whether an array stands for values not there yet, under `jax.jit`, `jax.vmap` and so on."""
+    return isinstance(array, jax.core.Tracer)
+
+
+def holds_nan(array: Any) -> bool:
+    """Whether an array holds NaN or infinity; False of one that is traced."""
+    return not is_traced(array) and not np.all(np.isfinite(np.asarray(array)))
+
+
 def validate_episode(episode: Episode) -> None:
-    """Checks shapes and values on the host, before anything is compiled.
+    """Checks shapes always, and on the host the values of all arrays that are not traced.
 
     Args:
-        episode: concrete arrays, with any number of leading batch axes.
+        episode: arrays with any number of leading batch axes.
 
     Raises:
         InvalidEpisodeError: axes that do not match, negative weights, an episode whose examples
@@ -74,27 +86,27 @@ def validate_episode(episode: Episode) -> None:
     sizes: dict[str, tuple[int, str]] = {}
     batches: dict[str, tuple[int, ...]] = {}
     for name, axis_names in axes.items():
-        array = np.asarray(getattr(episode, name))
-        if array.ndim < len(axis_names):
-            problems.append(
-                f"{name} has shape {array.shape}, expected [..., {', '.join(axis_names)}]"
-            )
+        array = getattr(episode, name)
+        shape = np.shape(array)
+        if len(shape) < len(axis_names):
+            problems.append(f"{name} has shape {shape}, expected [..., {', '.join(axis_names)}]")
             continue
-        split = array.ndim - len(axis_names)
-        batches[name] = array.shape[:split]
-        for axis, size in zip(axis_names, array.shape[split:], strict=True):
+        split = len(shape) - len(axis_names)
+        batches[name] = shape[:split]
+        for axis, size in zip(axis_names, shape[split:], strict=True):
             seen, where = sizes.setdefault(axis, (size, name))
             if seen != size:
                 problems.append(f"axis {axis} is {seen} in {where} but {size} in {name}")
-        if not np.all(np.isfinite(array)):
+        if holds_nan(array):
             problems.append(f"{name} holds NaN or infinity")
     if len(set(batches.values())) > 1:
         problems.append(f"batch axes differ: {batches}")
-    weights = np.asarray(episode.weights)
-    if np.any(weights < 0):
-        problems.append(f"weights must be at least 0, the smallest is {weights.min()}")
-    elif weights.ndim and not np.all(weights.sum(axis=-1) > 0):
-        problems.append("an episode has all its examples masked (its weights sum to 0)")
+    if not is_traced(episode.weights):
+        weights = np.asarray(episode.weights)
+        if np.any(weights < 0):
+            problems.append(f"weights must be at least 0, the smallest is {weights.min()}")
+        elif weights.ndim and np.any(weights.sum(axis=-1) == 0):
+            problems.append("an episode has all its examples masked (its weights sum to 0)")
     if problems:
         raise InvalidEpisodeError("invalid episode: " + "; ".join(problems))
 

@@ -4,6 +4,9 @@
 
 Every function takes one episode; `jax.vmap` gives batches. Axes as in `icorag_jax.theory.episodes`.
 The gradient is written out here and checked against `jax.grad` in the tests.
+
+Functions of an episode, here and in `constructions`, begin with `check_episode` and raise what it
+raises. It sees no values under `jax.jit` and `jax.vmap`: `validate_episode` does, before them.
 """
 
 from collections.abc import Sequence
@@ -11,9 +14,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from icorag_jax.theory.episodes import Episode, normalized_weights
+from icorag_jax.theory.episodes import (
+    Episode,
+    InvalidEpisodeError,
+    holds_nan,
+    is_traced,
+    normalized_weights,
+    validate_episode,
+)
 
 
 class Ridge(NamedTuple):
@@ -40,6 +51,48 @@ def block_mask(blocks: Sequence[Block], dtype: jnp.dtype | type) -> Float[Array,
     return jax.scipy.linalg.block_diag(*[jnp.ones(block, dtype) for block in blocks])
 
 
+def check_episode(
+    episode: Episode,
+    interface: Float[Array, "..."] | None = None,
+    ridge: Ridge | None = None,
+    mask: Float[Array, "..."] | None = None,
+) -> None:
+    """Refuses what would broadcast to wrong numbers, or turn to NaN, without a word.
+
+    Shapes are checked always, which costs a compiled program nothing; values are where they are
+    known, which is where nothing is traced.
+
+    Args:
+        episode: one episode.
+        interface: `[d_c, d_z]`, if one is in play.
+        ridge: its pull, if there is one.
+        mask: `[d_c, d_z]`, which entries may move.
+
+    Raises:
+        InvalidEpisodeError: as of `validate_episode`, and for a batch of episodes.
+        ValueError: a matrix that is not of the interface's shape or not finite, or a strength of
+            the ridge that is not a number of at least 0.
+    """
+    validate_episode(episode)
+    if batch := np.shape(episode.weights)[:-1]:
+        raise InvalidEpisodeError(f"got episodes with batch axes {batch}: map over them (jax.vmap)")
+    matrices = {"the interface": interface, "the mask": mask}
+    if ridge is not None:
+        matrices["the ridge's reference"] = ridge.reference
+        if np.shape(ridge.strength) or not (is_traced(ridge.strength) or ridge.strength >= 0):
+            raise ValueError(f"the ridge's strength must be at least 0, got {ridge.strength}")
+    for name, matrix in matrices.items():
+        if matrix is None:
+            continue
+        if np.shape(matrix) != episode.interface_shape:
+            raise ValueError(
+                f"{name} has shape {np.shape(matrix)}, but the episode has "
+                f"[d_c, d_z] = {episode.interface_shape}"
+            )
+        if holds_nan(matrix):
+            raise ValueError(f"{name} holds NaN or infinity")
+
+
 def predict(
     interface: Float[Array, "d_c d_z"],
     features: Float[Array, "n d_z"],
@@ -51,6 +104,7 @@ def predict(
 
 def predict_queries(interface: Float[Array, "d_c d_z"], episode: Episode) -> Float[Array, "q m"]:
     """Predictions `C_q W z_q` for the episode's queries."""
+    check_episode(episode, interface)
     return predict(interface, episode.query_features, episode.query_readouts)
 
 
@@ -58,6 +112,7 @@ def loss(
     interface: Float[Array, "d_c d_z"], episode: Episode, ridge: Ridge | None = None
 ) -> Float[Array, ""]:
     """The objective `L(W)` over the context examples."""
+    check_episode(episode, interface, ridge)
     residuals = predict(interface, episode.features, episode.readouts) - episode.targets
     weights = normalized_weights(episode.weights)
     data = 0.5 * jnp.sum(weights * jnp.sum(residuals**2, axis=-1))
@@ -68,6 +123,7 @@ def loss(
 
 def payloads(interface: Float[Array, "d_c d_z"], episode: Episode) -> Float[Array, "n d_c"]:
     """What example i asks of the interface, `C_i^T (y_i - C_i W z_i)`, before its weight."""
+    check_episode(episode, interface)
     residuals = episode.targets - predict(interface, episode.features, episode.readouts)
     return jnp.einsum("nmc,nm->nc", episode.readouts, residuals)
 
@@ -76,6 +132,7 @@ def gradient(
     interface: Float[Array, "d_c d_z"], episode: Episode, ridge: Ridge | None = None
 ) -> Float[Array, "d_c d_z"]:
     """`dL/dW = -1 / sum w * sum_i w_i C_i^T (y_i - C_i W z_i) z_i^T + lambda (W - W_ref)`."""
+    check_episode(episode, interface, ridge)
     weights = normalized_weights(episode.weights)
     data = -jnp.einsum("n,nc,nz->cz", weights, payloads(interface, episode), episode.features)
     if ridge is None:
@@ -103,6 +160,7 @@ def gradient_descent(
     Returns:
         The interface after the last step.
     """
+    check_episode(episode, interface, ridge, mask)
 
     def step(current, step_size):
         slope = gradient(current, episode, ridge)
@@ -126,6 +184,7 @@ def gd_plus_plus(
         step_sizes: `[steps]`, the rates `eta_k`.
         curvatures: `[steps]`, the rates `gamma_k`; all zero gives plain gradient descent.
     """
+    check_episode(episode)
     weights = normalized_weights(episode.weights)
     d_c, d_z = episode.interface_shape
     dtype = episode.features.dtype

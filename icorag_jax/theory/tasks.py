@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from icorag_jax.theory.episodes import Episode
+from icorag_jax.theory.episodes import Episode, holds_nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,12 @@ def draw_episodes(
 
     Returns:
         Episodes with a leading axis `[count]`.
+
+    Raises:
+        ValueError: a bank that holds NaN or infinity, where its values are known (not traced).
     """
+    if holds_nan(bank):
+        raise ValueError("the bank of features holds NaN or infinity")
     keys = jax.random.split(key, 7)
     samples, d = bank.shape
     n, q, m = task.examples, task.queries, task.outputs

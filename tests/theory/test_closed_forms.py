@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from problems import compute, problems
 
 from experiments.support import reference
-from icorag_jax.theory import closed_forms, constructions, episodes
+from icorag_jax.theory import closed_forms, constructions
+from icorag_jax.theory.attention import apply_layers
 from icorag_jax.theory.closed_forms import FeatureMoments, ReadoutMoments
+from icorag_jax.theory.objective import Block
 
 UNIFORM = FeatureMoments(1 / 12, 1.8)  # on [-1/2, 1/2]
 GAUSSIAN = FeatureMoments(1.7, 3.0)
@@ -268,15 +270,14 @@ def bound_by_mean_gram(problem, episode):
 
 
 def factored_columns(problem, episode):
-    """The interface after two factored steps: with unit queries, predictions are its columns."""
+    """The interface after two factored steps: unit queries gather columns of its move."""
     d_c, d_z = problem.start.shape
-    probe = episode._replace(
-        query_features=jnp.eye(d_z, dtype=problem.start.dtype),
-        query_readouts=episodes.identity_readouts(d_z, d_c, problem.start.dtype),
-        query_targets=jnp.zeros((d_z, d_c), problem.start.dtype),
-    )
     gram = closed_forms.mean_gram(episode)
-    return constructions.factored(problem.start, probe, problem.step_sizes[:2], gram=gram).T
+    layers = constructions.factored_layers([Block(d_c, d_z)], problem.step_sizes[:2], gram)
+    tokens = constructions.factored_tokens(problem.start, episode)
+    basis = jnp.eye(d_z, tokens.queries.shape[-1], dtype=problem.start.dtype)
+    gathered = apply_layers(layers, tokens._replace(queries=basis))[:, -d_c:]
+    return problem.start + gathered.T
 
 
 @given(problem=problems("dot_product", masked=True))

@@ -12,8 +12,18 @@ from hypothesis import given, settings
 from problems import INTERFACES, SIZES, compiled, episode_of, problems, seeds
 
 from experiments.support import theorems
-from icorag_jax.theory import episodes
+from icorag_jax.theory import (
+    alignment,
+    architectures,
+    closed_forms,
+    constructions,
+    episodes,
+    objective,
+)
+from icorag_jax.theory.architectures import Architecture, Model
+from icorag_jax.theory.attention import AttentionWeights
 from icorag_jax.theory.episodes import Episode, InvalidEpisodeError, validate_episode
+from icorag_jax.theory.objective import Block, Ridge
 
 
 def numbers(*shape, seed=0):
@@ -113,6 +123,157 @@ def test_all_problems_are_listed_at_once():
     ):
         assert problem in message
     assert isinstance(caught.value, ValueError)
+
+
+# Where it is refused -----------------------------------------------------------------------------
+
+# Every function that takes one episode, on a projection episode and an interface for it.
+RATES, PULL = jnp.ones(1), Ridge(jnp.asarray(0.1), jnp.zeros((3, 5)))
+ENTRIES = {
+    "predict_queries": objective.predict_queries,
+    "loss": objective.loss,
+    "payloads": objective.payloads,
+    "gradient": objective.gradient,
+    "gradient_descent": lambda w, e: objective.gradient_descent(w, e, RATES),
+    "gd_plus_plus": lambda w, e: objective.gd_plus_plus(e, RATES, RATES),
+    "direct_tokens": lambda w, e: constructions.direct_tokens(e),
+    "direct": lambda w, e: constructions.direct(w, e, RATES),
+    "factored_tokens": constructions.factored_tokens,
+    "factored": lambda w, e: constructions.factored(w, e, RATES),
+    "lift": lambda w, e: constructions.lift(e),
+    "lifted": lambda w, e: constructions.lifted(w, e, RATES),
+    "mean_gram": lambda w, e: closed_forms.mean_gram(e),
+    "gram_bound": lambda w, e: closed_forms.gram_bound(w, e, jnp.ones(2), jnp.eye(3)),
+    "descent_direction": lambda w, e: alignment.descent_direction(e),
+    "predict": lambda w, e: architectures.predict(
+        Model(Architecture(), 5, 1.0),
+        {"layer_0": {"attention": AttentionWeights(*[jnp.ones((1, 8, 8))] * 4)._asdict()}},
+        e,
+    ),
+}
+entries = pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+
+
+def projection_episode(**changes):
+    """One episode of JAX arrays with identity readouts, with some fields replaced."""
+    episode = valid()._replace(
+        readouts=np.tile(np.eye(3), (4, 1, 1)), query_readouts=np.tile(np.eye(3), (2, 1, 1))
+    )
+    return Episode(*[jnp.asarray(part, jnp.float32) for part in episode._replace(**changes)])
+
+
+@entries
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": np.ones((4, 1))}, "axis m is 3 in readouts but 1 in targets"),
+        ({"weights": np.ones(1)}, "axis n is 4 in features but 1 in weights"),
+        ({"query_readouts": np.ones((1, 3, 3))}, "axis q is 2 in query_features but 1"),
+    ],
+)
+def test_every_entry_refuses_shapes_that_would_broadcast(entry, changes, message):
+    """Compiled or not."""
+    for call in (entry, jax.jit(entry)):
+        with pytest.raises(InvalidEpisodeError, match=message):
+            call(jnp.ones((3, 5)), projection_episode(**changes))
+
+
+@entries
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": np.array([1.0, -2.0, 1.0, 1.0])}, "the smallest is -2"),
+        ({"weights": np.zeros(4)}, "all its examples masked"),
+        ({"features": np.full((4, 5), np.nan)}, "features holds NaN"),
+        ({"query_features": np.full((2, 5), np.inf)}, "query_features holds NaN or infinity"),
+    ],
+)
+def test_every_entry_refuses_values_that_would_spread(entry, changes, message):
+    """Where they are known: compiled, an entry sees no values, and neither do its checks."""
+    interface, episode = jnp.ones((3, 5)), projection_episode(**changes)
+    with pytest.raises(InvalidEpisodeError, match=message):
+        entry(interface, episode)
+    jax.eval_shape(entry, interface, episode)
+    jax.eval_shape(entry, interface, projection_episode())
+
+
+def test_known_values_are_checked_where_others_are_traced():
+    """As in a derivative, or in a compiled function that an episode did not come into by name."""
+    broken = projection_episode(weights=np.zeros(4))
+    for transform in (jax.grad, jax.jit):
+        with pytest.raises(InvalidEpisodeError, match="all its examples masked"):
+            transform(lambda w: objective.loss(w, broken))(jnp.ones((3, 5)))
+
+
+@pytest.mark.parametrize(
+    "name", ["loss", "payloads", "gradient", "gradient_descent", "direct", "factored", "lifted"]
+)
+def test_interfaces_must_fit_the_episode(name):
+    for call in (ENTRIES[name], jax.jit(ENTRIES[name])):
+        with pytest.raises(ValueError, match=r"the interface has shape \(5, 3\), but .* \(3, 5\)"):
+            call(jnp.ones((5, 3)), projection_episode())
+    with pytest.raises(ValueError, match="the interface holds NaN"):
+        ENTRIES[name](jnp.full((3, 5), jnp.nan), projection_episode())
+
+
+@pytest.mark.parametrize(
+    ("ridge", "message"),
+    [
+        (Ridge(PULL.strength, jnp.zeros((1, 5))), r"reference has shape \(1, 5\)"),
+        (Ridge(PULL.strength, jnp.full((3, 5), jnp.inf)), "reference holds NaN or infinity"),
+        (Ridge(jnp.asarray(-0.1), PULL.reference), "strength must be at least 0, got -0.1"),
+        (Ridge(jnp.asarray(jnp.nan), PULL.reference), "strength must be at least 0, got nan"),
+        (Ridge(jnp.ones(2), PULL.reference), r"strength must be at least 0, got \[1. 1.\]"),
+    ],
+)
+def test_impossible_ridges_are_refused(ridge, message):
+    interface, episode = jnp.ones((3, 5)), projection_episode()
+    for call in (
+        lambda: objective.loss(interface, episode, ridge),
+        lambda: objective.gradient(interface, episode, ridge),
+        lambda: objective.gradient_descent(interface, episode, RATES, ridge),
+        lambda: constructions.direct(interface, episode, RATES, ridge),
+        lambda: constructions.factored(interface, episode, RATES, ridge),
+        lambda: constructions.lifted(interface, episode, RATES, ridge),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_masks_and_blocks_must_fit_the_interface():
+    interface, episode = jnp.ones((3, 5)), projection_episode()
+    with pytest.raises(ValueError, match=r"the mask has shape \(1, 5\)"):
+        objective.check_episode(episode, mask=jnp.ones((1, 5)))
+    with pytest.raises(ValueError, match=r"the mask has shape \(3, 4\)"):
+        constructions.factored(interface, episode, RATES, blocks=[Block(1, 2), Block(2, 2)])
+
+
+def test_direct_tokens_are_for_identity_readouts():
+    """Others would be passed over in silence."""
+    with pytest.raises(InvalidEpisodeError, match="readouts that are the identity"):
+        constructions.direct_tokens(projection_episode(readouts=2 * np.tile(np.eye(3), (4, 1, 1))))
+    wide = projection_episode(readouts=np.ones((4, 3, 6)), query_readouts=np.ones((2, 3, 6)))
+    with pytest.raises(InvalidEpisodeError, match="readouts that are the identity"):
+        jax.eval_shape(constructions.direct_tokens, wide)
+
+
+def test_batches_are_to_be_mapped_over():
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), projection_episode())
+    with pytest.raises(InvalidEpisodeError, match=r"batch axes \(2,\): map over them"):
+        objective.loss(jnp.ones((3, 5)), batch)
+    losses = jax.vmap(objective.loss, in_axes=(None, 0))(jnp.ones((3, 5)), batch)
+    assert losses.shape == (2,)
+
+
+def test_measures_of_batches_check_them():
+    batch = jax.tree.map(lambda leaf: leaf[None], projection_episode(weights=np.zeros(4)))
+    for call in (
+        alignment.best_step_size,
+        alignment.best_preconditioner,
+        functools.partial(alignment.measure, lambda e: e.query_targets, lambda e: e.query_targets),
+    ):
+        with pytest.raises(InvalidEpisodeError, match="all its examples masked"):
+            call(batch)
 
 
 # Features and readouts ---------------------------------------------------------------------------

@@ -259,6 +259,18 @@ class VariantsTest(chex.TestCase):
         chex.assert_trees_all_close(found, draw(task, 0, 20), rtol=1e-5, atol=1e-5)
 
 
+def test_banks_must_be_finite():
+    """Where their values are known."""
+    bank = jnp.asarray(BANK, jnp.float32).at[3, 1].set(jnp.nan)
+
+    def draw_from(bank):
+        return draw_episodes(jax.random.key(0), bank, PLAIN, 2)
+
+    with pytest.raises(ValueError, match="bank of features holds NaN"):
+        draw_from(bank)
+    jax.eval_shape(draw_from, bank)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
