@@ -7,8 +7,9 @@ Axes: `n` context examples, `q` queries, `d_z` features, `m` outputs, `d = d_z +
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -37,6 +38,9 @@ class Architecture:
         feature_gelu: pass the features through a dense layer and a GELU before attention.
         layer_norm: normalize tokens before attention (and before the MLP).
         mlp: follow attention by an MLP of four times the token size.
+
+    Raises:
+        ValueError: for a kernel that is not known, or numbers out of range.
     """
 
     kernel: KernelName = "linear"
@@ -49,11 +53,14 @@ class Architecture:
     mlp: bool = False
 
     def __post_init__(self):
-        """Checks ranges."""
+        """Checks the kernel and ranges."""
+        if self.kernel not in get_args(KernelName):
+            known = ", ".join(get_args(KernelName))
+            raise ValueError(f"unknown kernel {self.kernel!r}; known: {known}")
         if self.layers < 1 or self.heads < 1:
             raise ValueError(f"layers and heads must be at least 1: {self}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
 
     @property
     def kind(self) -> Literal["linear", "nonlinear"]:
@@ -72,8 +79,6 @@ def kernel_function(architecture: Architecture) -> attention.Kernel:
         "elu": attention.elu_kernel,
         "cosine": attention.cosine_kernel,
     }
-    if architecture.kernel not in kernels:
-        raise ValueError(f"unknown kernel {architecture.kernel!r}; known: {', '.join(kernels)}")
     return kernels[architecture.kernel]
 
 

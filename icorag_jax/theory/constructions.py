@@ -22,12 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from icorag_jax.theory.attention import AttentionWeights, Tokens, apply_layers
-from icorag_jax.theory.episodes import (
-    Episode,
-    InvalidEpisodeError,
-    is_traced,
-    normalized_weights,
-)
+from icorag_jax.theory.episodes import Episode, InvalidEpisodeError, is_traced, normalized_weights
 from icorag_jax.theory.objective import (
     Block,
     Ridge,

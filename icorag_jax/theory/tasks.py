@@ -53,7 +53,8 @@ class Task:
         for name in ("examples", "outputs", "queries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.scale <= 0 or self.anisotropy < 1 or self.label_noise < 0:
+        # In this form, NaN is out of range too.
+        if not (self.scale > 0 and self.anisotropy >= 1 and self.label_noise >= 0):
             raise ValueError("scale must be above 0, anisotropy at least 1, label_noise at least 0")
         if not 0 <= self.missing_rate < 1 or not 0 <= self.distractor_share < 1:
             raise ValueError("missing_rate and distractor_share must lie in [0, 1)")

@@ -8,7 +8,7 @@ that a progress bar can move and a NaN be found early: a step's randomness comes
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from optax.contrib import MuonDimensionNumbers
 
 # Loss(parameters, key, data) -> scalar; draws its own batch from `key`.
 Loss = Callable[[PyTree, PRNGKeyArray, PyTree], Float[Array, ""]]
+
+Optimizer = Literal["adamw", "muon"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +42,12 @@ class TrainingConfig:
         clip: largest global norm of a gradient.
         cosine: let the learning rate fall to zero along a cosine rather than keep it.
         chunk: steps between two moves of the progress bar.
+
+    Raises:
+        ValueError: for an optimizer that is not known, or numbers out of range.
     """
 
-    optimizer: Literal["adamw", "muon"]
+    optimizer: Optimizer
     steps: int
     batch: int
     learning_rate: float
@@ -54,10 +59,21 @@ class TrainingConfig:
     chunk: int
 
     def __post_init__(self):
-        """Checks ranges."""
+        """Checks the optimizer and ranges; NaN is in no range."""
+        if self.optimizer not in get_args(Optimizer):
+            known = ", ".join(get_args(Optimizer))
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
         for name in ("steps", "batch", "chunk"):
-            if getattr(self, name) < 1:
+            if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         if self.steps % self.chunk:
             raise ValueError(f"chunk {self.chunk} must divide steps {self.steps}")
 

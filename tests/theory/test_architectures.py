@@ -1,6 +1,7 @@
 """Models: constructions fill them, their parts are what they are called, layers follow in turn."""
 
 import dataclasses
+from typing import get_args
 
 import chex
 import jax
@@ -269,6 +270,8 @@ def test_what_does_not_fit_is_refused():
         ({"layers": 0}, "layers and heads"),
         ({"heads": 0}, "layers and heads"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"temperature": float("inf")}, "temperature must be above 0 and finite, got inf"),
     ],
 )
 def test_impossible_architectures_are_refused(change, message):
@@ -279,6 +282,11 @@ def test_impossible_architectures_are_refused(change, message):
 def test_unknown_kernels_are_named():
     unknown = Architecture()
     # The tests' type checks would refuse it at the door; users have none.
-    object.__setattr__(unknown, "kernel", "quadratic")
-    with pytest.raises(ValueError, match=r"unknown kernel 'quadratic'; known: linear, softmax"):
-        architectures.kernel_function(unknown)
+    object.__setattr__(unknown, "kernel", "quad")
+    with pytest.raises(ValueError, match=r"unknown kernel 'quad'; known: linear, softmax"):
+        unknown.__post_init__()
+
+
+@pytest.mark.parametrize("kernel", get_args(architectures.KernelName))
+def test_every_known_kernel_has_a_function(kernel):
+    assert callable(architectures.kernel_function(Architecture(kernel=kernel)))

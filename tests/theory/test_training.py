@@ -198,11 +198,28 @@ def test_start_steps_must_be_chunks(start_steps):
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"chunk": 7}, "chunk 7 must divide steps 200"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"learning_rate": -0.1}, "learning_rate must be above 0, got -0.1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"clip": -1.0}, "clip must be above 0, got -1.0"),
+        ({"clip": float("nan")}, "clip must be above 0, got nan"),
+        ({"b1": 1.0}, r"b1 must lie in \[0, 1\), got 1.0"),
+        ({"b2": -0.1}, r"b2 must lie in \[0, 1\), got -0.1"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
     ],
 )
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_unknown_optimizers_are_named():
+    unknown = dataclasses.replace(CONFIG)
+    # The tests' type checks would refuse it at the door; users have none.
+    object.__setattr__(unknown, "optimizer", "sgd")
+    with pytest.raises(ValueError, match="unknown optimizer 'sgd'; known: adamw, muon"):
+        unknown.__post_init__()
 
 
 def test_muon_moves_matrices_by_orthogonal_updates():
