@@ -250,9 +250,10 @@ def factored(
 
     With `blocks`, the step moves the diagonal blocks alone (both interfaces at once).
     """
-    blocks = blocks or [Block(*interface.shape)]
-    check_episode(episode, interface, ridge, block_mask(blocks, interface.dtype))
-    layers = factored_layers(blocks, step_sizes, gram)
+    check_episode(
+        episode, interface, ridge, block_mask(blocks, interface.dtype) if blocks else None
+    )
+    layers = factored_layers(blocks or [Block(*interface.shape)], step_sizes, gram)
     tokens = factored_tokens(interface, episode, ridge)
     return factored_readout(interface, episode, apply_layers(layers, tokens))
 
@@ -290,19 +291,41 @@ def lift(episode: Episode) -> Episode:
     )
 
 
+def lifted_layers(
+    interface: Float[Array, "d_c d_z"],
+    step_sizes: Float[Array, " steps"],
+    outputs: int,
+    mask: Float[Array, "d_c d_z"] | None = None,
+) -> list[AttentionWeights]:
+    """The direct layers on lifted tokens, with steps `outputs` times as long.
+
+    With a mask of ones and zeros, keys leave out the products `C[c, a] z_b` where it is zero, so
+    that a step moves the other entries of the interface alone.
+    """
+    layers = direct_layers(interface.reshape(1, -1), outputs * step_sizes)
+    if mask is None:
+        return layers
+    return [layer._replace(key=mask.reshape(1, -1, 1) * layer.key) for layer in layers]
+
+
 def lifted(
     interface: Float[Array, "d_c d_z"],
     episode: Episode,
     step_sizes: Float[Array, " steps"],
     ridge: Ridge | None = None,
+    blocks: Sequence[Block] | None = None,
 ) -> Float[Array, "q m"]:
     """Predictions of the lifted construction: any number of steps on any interface.
 
-    The direct construction on lifted tokens of size `d_c d_z + 1`.
+    The direct construction on lifted tokens of size `d_c d_z + 1`. With `blocks`, steps move the
+    diagonal blocks alone.
     """
-    check_episode(episode, interface, ridge)
+    mask = block_mask(blocks, interface.dtype) if blocks else None
+    check_episode(episode, interface, ridge, mask)
     m = episode.targets.shape[-1]
     if ridge is not None:
         ridge = Ridge(ridge.strength / m, ridge.reference.reshape(1, -1))
-    predictions = direct(interface.reshape(1, -1), lift(episode), m * step_sizes, ridge)
-    return predictions.reshape(episode.query_targets.shape)
+    flat, rows = interface.reshape(1, -1), lift(episode)
+    layers = lifted_layers(interface, step_sizes, m, mask)
+    queries = apply_layers(layers, direct_tokens(rows, ridge))
+    return direct_readout(flat, rows, queries).reshape(episode.query_targets.shape)

@@ -113,6 +113,16 @@ def lifted_ridge(problem, episode):
     return constructions.lifted(problem.start, episode, problem.step_sizes, ridge_of(problem))
 
 
+def lifted_blocks(problem, episode):
+    steps, blocks = problem.step_sizes, blocks_of(problem)
+    return constructions.lifted(problem.start, episode, steps, blocks=blocks)
+
+
+def lifted_blocks_ridge(problem, episode):
+    steps, ridge, blocks = problem.step_sizes, ridge_of(problem), blocks_of(problem)
+    return constructions.lifted(problem.start, episode, steps, ridge, blocks)
+
+
 def gd_plus_plus(problem, episode):
     m, d_z = problem.start.shape
     layers = constructions.gd_plus_plus_layers(m, d_z, problem.step_sizes, problem.curvatures)
@@ -137,6 +147,7 @@ WEIGHTED = {
     "factored": (factored, "dot_product", 1),
     "lifted": (lifted, "dot_product", None),
     "blocks": (factored_blocks, "both", 1),
+    "lifted_blocks": (lifted_blocks, "both", None),
 }
 every_construction = pytest.mark.parametrize(
     ("solve", "interface", "steps"), WEIGHTED.values(), ids=WEIGHTED
@@ -240,6 +251,7 @@ def test_scale_of_weights_never_matters(solve, interface, steps, dtype):
         (factored_ridge, "dot_product", 1),
         (lifted_ridge, "dot_product", None),
         (factored_blocks_ridge, "both", 1),
+        (lifted_blocks_ridge, "both", None),
     ],
     ids=WEIGHTED,
 )
@@ -267,11 +279,16 @@ def test_multi_step_direct(problem, dtype):
 
 
 @precisions
-@given(problem=problems("dot_product"))
-def test_multi_step_lifted(problem, dtype):
-    assert_equal(
-        compute(lifted, problem, "dot_product", dtype), descent(problem, "dot_product"), dtype
-    )
+@pytest.mark.parametrize(("solve", "interface"), [(lifted, "dot_product"), (lifted_blocks, "both")])
+def test_multi_step_lifted(solve, interface, dtype):
+    """On both interfaces at once, the start is not block-diagonal: off the blocks it must stay."""
+
+    @given(problem=problems(interface))
+    def check(problem):
+        found = compute(solve, problem, interface, dtype)
+        assert_equal(found, descent(problem, interface), dtype)
+
+    check()
 
 
 @precisions
@@ -374,9 +391,10 @@ def make_layers(kind, problem):
     start, rates = problem.start, problem.step_sizes
     if kind == "direct":
         return constructions.direct_layers(start, rates)
-    if kind == "lifted":
-        m = problem.targets.shape[-1]
-        return constructions.direct_layers(start.reshape(1, -1), m * rates)
+    if kind.startswith("lifted"):
+        mask = objective.block_mask(blocks_of(problem), start.dtype)
+        mask = mask if kind == "lifted_blocks" else None
+        return constructions.lifted_layers(start, rates, problem.targets.shape[-1], mask)
     blocks = blocks_of(problem) if kind == "blocks" else [Block(*start.shape)]
     return constructions.factored_layers(blocks, rates[:1])
 
@@ -386,7 +404,7 @@ def apply_to_episode(kind, layers, start, episode):
     if kind == "direct":
         queries = apply_layers(layers, constructions.direct_tokens(episode))
         return constructions.direct_readout(start, episode, queries)
-    if kind == "lifted":
+    if kind.startswith("lifted"):
         lift = constructions.lift(episode)
         queries = apply_layers(layers, constructions.direct_tokens(lift))
         flat = constructions.direct_readout(start.reshape(1, -1), lift, queries)
