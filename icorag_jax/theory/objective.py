@@ -79,8 +79,10 @@ def check_episode(
     matrices = {"the interface": interface, "the mask": mask}
     if ridge is not None:
         matrices["the ridge's reference"] = ridge.reference
-        if np.shape(ridge.strength) or not (is_traced(ridge.strength) or ridge.strength >= 0):
-            raise ValueError(f"the ridge's strength must be at least 0, got {ridge.strength}")
+        strength = ridge.strength
+        # In NumPy: under `jax.jit` a comparison by JAX would be traced, of known values too.
+        if np.shape(strength) or not (is_traced(strength) or np.asarray(strength) >= 0):
+            raise ValueError(f"the ridge's strength must be at least 0, got {strength}")
     for name, matrix in matrices.items():
         if matrix is None:
             continue
