@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, cast, get_args
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from icorag_jax.theory import attention
 from icorag_jax.theory.attention import AttentionWeights, Tokens
 from icorag_jax.theory.constructions import direct_tokens
-from icorag_jax.theory.episodes import Episode
+from icorag_jax.theory.episodes import Episode, is_traced
 from icorag_jax.theory.objective import Ridge
 
 KernelName = Literal["linear", "softmax", "tempered", "relu", "elu", "cosine"]
@@ -197,18 +199,36 @@ def fill_parameters(
     """Puts a construction's attention weights into a model's parameters.
 
     Keys, values and missing heads are padded with zeros. The rest is set to do least: a norm's
-    scale to one, the dense layer before the GELU to the identity; an MLP keeps its random weights.
+    scale to one, biases to zero, the dense layer before the GELU to the identity; an MLP adds
+    nothing, so that what is read is the attention alone.
+
+    Args:
+        model: whose parameters they are.
+        parameters: its parameters, of any values.
+        layers: one for each layer of the model, all the same for a recurrent one.
 
     Raises:
         ValueError: where the construction does not fit the architecture.
     """
     arch = model.architecture
-    count = 1 if arch.recurrent else arch.layers
-    if len(layers) < count or (arch.recurrent and len(layers) != arch.layers):
-        raise ValueError(f"{len(layers)} layers of weights do not fit {arch}")
-    filled = dict(parameters)
-    for index in range(count):
-        layer = dict(filled[f"layer_{index}"])
+    if len(layers) != arch.layers:
+        raise ValueError(f"{len(layers)} layers of weights do not fit {arch.layers}: {arch}")
+    if arch.recurrent and any(_known_to_differ(layers[0], layer) for layer in layers):
+        raise ValueError(f"layers of weights differ, but the {arch.layers} of {arch} are one")
+
+    def least(path, leaf):
+        *_, module, name = [part.key for part in path]
+        if name == "scale":
+            return jnp.ones_like(leaf)
+        if name == "bias" or (module, name) == ("mlp_contract", "kernel"):
+            return jnp.zeros_like(leaf)
+        if (module, name) == ("feature_dense", "kernel"):
+            return jnp.eye(model.features, dtype=leaf.dtype)
+        return leaf
+
+    filled = jax.tree_util.tree_map_with_path(least, parameters)
+    for index in range(1 if arch.recurrent else arch.layers):
+        layer = filled[f"layer_{index}"]
         shape = layer["attention"]["key"].shape
 
         def fit(array, shape=shape):
@@ -219,12 +239,12 @@ def fill_parameters(
             )
 
         layer["attention"] = {name: fit(array) for name, array in layers[index]._asdict().items()}
-        filled[f"layer_{index}"] = layer
-    if arch.feature_gelu:
-        kernel = filled["feature_dense"]["kernel"]
-        identity = jnp.eye(model.features, dtype=kernel.dtype)
-        filled["feature_dense"] = dict(filled["feature_dense"], kernel=identity)
     return filled
+
+
+def _known_to_differ(one: AttentionWeights, other: AttentionWeights) -> bool:
+    pairs = zip(one, other, strict=True)
+    return any(not (is_traced(a) or is_traced(b)) and not np.array_equal(a, b) for a, b in pairs)
 
 
 def attention_weights(parameters: Parameters, index: int) -> AttentionWeights:

@@ -1,6 +1,7 @@
 """Models: constructions fill them, their parts are what they are called, layers follow in turn."""
 
 import dataclasses
+import math
 from typing import get_args
 
 import chex
@@ -69,6 +70,34 @@ def test_a_construction_fills_a_model(name, ridge):
     found = architectures.predict(model, filled, episode, ridge)
     expected = predict_queries(gradient_descent(zero(), episode, rates, ridge), episode)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_all_but_attention_is_set_to_do_least():
+    """Whatever it was before: a whole block is its attention on normalized tokens, in NumPy."""
+    arch = Architecture(kernel="softmax", layer_norm=True, mlp=True, feature_gelu=True)
+    model, episode = Model(arch, D, 1.0), draw()
+    parameters = architectures.init_parameters(model, jax.random.key(1), M)
+    parameters = jax.tree.map(lambda leaf: leaf + 0.5, parameters)  # no bias or scale is as it was
+    layers = constructions.direct_layers(zero(), RATES[:1])
+    filled = architectures.fill_parameters(model, parameters, layers)
+    chex.assert_trees_all_equal_shapes_and_dtypes(filled, parameters)
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.vectorize(math.erf)(x / 2**0.5))
+
+    def norm(rows):
+        centred = rows - rows.mean(axis=-1, keepdims=True)
+        return centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + 1e-6)
+
+    share = np.asarray(episode.weights, np.float64) / np.sum(episode.weights)
+    root = np.sqrt(share)[:, None]
+    context = norm(np.hstack([gelu(root * episode.features), root * episode.targets]))
+    queries = norm(np.hstack([gelu(np.float64(episode.query_features)), np.zeros((3, M))]))
+    mixing = np.exp(queries[:, :D] @ context[:, :D].T)
+    mixing *= len(share) / mixing.sum(axis=-1, keepdims=True)
+    expected = RATES[0] * mixing @ context[:, D:]
+    found = architectures.predict(model, filled, episode)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gd_plus_plus_fills_two_heads():
@@ -252,11 +281,15 @@ def test_interpolation_has_both_ends():
 
 
 def test_what_does_not_fit_is_refused():
-    model, parameters = make("three layers")
-    with pytest.raises(ValueError, match="do not fit"):
-        architectures.fill_parameters(
-            model, parameters, constructions.direct_layers(zero(), RATES[:2])
-        )
+    layers = constructions.direct_layers(zero(), RATES)
+    for name in ("three layers", "recurrent"):
+        model, parameters = make(name)
+        for count in (2, 4):
+            with pytest.raises(ValueError, match=f"{count} layers of weights do not fit 3"):
+                architectures.fill_parameters(model, parameters, [*layers, layers[0]][:count])
+    model, parameters = make("recurrent")
+    with pytest.raises(ValueError, match="layers of weights differ, but the 3 of"):
+        architectures.fill_parameters(model, parameters, layers)
     one, one_parameters = make("one layer")
     with pytest.raises(ValueError, match="do not fit"):
         architectures.fill_parameters(
