@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import huggingface_hub
 import jax
@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-import tokenizers
 from jaxtyping import Array, Float, PyTree
 
-Pooling = Literal["mean", "cls"]
 Parameters = PyTree[Float[Array, "..."]]
+Json = TypeVar("Json", dict, list)
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -30,38 +29,6 @@ _TENSOR_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "
 
 class CheckpointError(ValueError):
     """A checkpoint folder does not hold what the model needs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """Sizes of a BERT encoder, under the names that `config.json` has for them.
-
-    Attributes:
-        vocab_size: tokens in the vocabulary.
-        hidden_size: `width`.
-        num_hidden_layers: layers.
-        num_attention_heads: heads, each of `hidden_size / num_attention_heads` features.
-        intermediate_size: features inside an MLP.
-        max_position_embeddings: tokens in the longest text.
-        type_vocab_size: token types; texts are of type 0.
-        layer_norm_eps: added to variances.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int
-    layer_norm_eps: float
-
-    def __post_init__(self):
-        """Checks ranges."""
-        if any(value <= 0 for value in dataclasses.astuple(self)):
-            raise ValueError(f"every size must be above 0: {self}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"num_attention_heads must divide hidden_size: {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,25 +46,6 @@ class Layout:
     modules: tuple[tuple[str, str], ...]
     aliases: tuple[tuple[str, str], ...]
     ignored: str
-
-
-@dataclasses.dataclass(frozen=True)
-class SentenceSettings:
-    """What the sentence-transformers files of a folder say beside the transformer itself.
-
-    Attributes:
-        folder: the transformer's own folder.
-        pooling: how token states become one vector.
-        normalize: scale embeddings to unit length.
-        max_length: tokens a text is cut to, or None where no file says.
-        lowercase: lower the case of texts before the tokenizer does its own normalization.
-    """
-
-    folder: Path
-    pooling: Pooling
-    normalize: bool
-    max_length: int | None
-    lowercase: bool
 
 
 def resolve_folder(source: str | Path) -> Path:
@@ -119,94 +67,19 @@ def resolve_folder(source: str | Path) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, kind: type[Json]) -> Json:
+    """The content of a JSON file, an object (`dict`) or a list.
 
     Raises:
-        CheckpointError: the file is missing or is not JSON.
+        CheckpointError: the file is missing, is not JSON, or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-
-
-def read_config(folder: Path) -> BertConfig:
-    """The sizes in `config.json`.
-
-    Raises:
-        CheckpointError: sizes that are missing, and values that ask for another computation: all of
-            them in one message.
-    """
-    values = {"hidden_act": "gelu", **read_json(folder / "config.json")}
-    supported = {
-        "model_type": ("bert",),
-        "hidden_act": ("gelu",),
-        "position_embedding_type": ("absolute", None),
-        "is_decoder": (False, None),
-        "add_cross_attention": (False, None),
-        "quantization_config": (None,),
-    }
-    names = [field.name for field in dataclasses.fields(BertConfig)]
-    problems = [f"{name} is missing" for name in names if name not in values]
-    for name, allowed in supported.items():
-        if values.get(name) not in allowed:
-            problems.append(f"{name} is {values.get(name)!r}, supported: {allowed[0]!r}")
-    if problems:
-        raise CheckpointError(f"{folder / 'config.json'}: {'; '.join(problems)}")
-    return BertConfig(**{name: values[name] for name in names})
-
-
-def read_settings(folder: Path) -> SentenceSettings:
-    """Pooling, normalization and length limit; mean pooling and unit length where no file says.
-
-    Raises:
-        CheckpointError: the files ask for a module or a pooling that is not supported.
-    """
-    transformer, pooling, normalize = folder, "mean", True
-    if (folder / "modules.json").exists():
-        modules = read_json(folder / "modules.json")
-        kinds = [module["type"].rpartition(".")[2] for module in modules]
-        normalize = kinds[2:] == ["Normalize"]
-        if kinds[:2] != ["Transformer", "Pooling"] or not (normalize or len(kinds) == 2):
-            supported = "Transformer, Pooling[, Normalize]"
-            raise CheckpointError(f"{folder}: modules.json has {kinds}; supported: {supported}")
-        transformer = folder / modules[0]["path"]
-        pooling = _read_pooling(folder / modules[1]["path"] / "config.json")
-    path = transformer / "sentence_bert_config.json"
-    limits = read_json(path) if path.exists() else {}
-    cut, lowercase = limits.get("max_seq_length"), bool(limits.get("do_lower_case"))
-    return SentenceSettings(transformer, pooling, normalize, cut, lowercase)
-
-
-def _read_pooling(path: Path) -> Pooling:
-    """The pooling of a sentence-transformers pooling module."""
-    modes = [key for key, on in read_json(path).items() if key.startswith("pooling_mode") and on]
-    match modes:
-        case ["pooling_mode_mean_tokens"]:
-            return "mean"
-        case ["pooling_mode_cls_token"]:
-            return "cls"
-    raise CheckpointError(f"{path} asks for pooling {modes}; supported: mean_tokens, cls_token")
-
-
-def read_tokenizer(folder: Path, lowercase: bool) -> tokenizers.Tokenizer:
-    """The tokenizer of `tokenizer.json`, with its own truncation and padding switched off.
-
-    Raises:
-        CheckpointError: the file is missing or is not a tokenizer.
-    """
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare exceptions
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if lowercase:
-        steps = [tokenizers.normalizers.Lowercase(), tokenizer.normalizer]
-        tokenizer.normalizer = tokenizers.normalizers.Sequence([s for s in steps if s is not None])
-    return tokenizer
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path} must hold a {kind.__name__}, not {content!r:.60}")
+    return content
 
 
 def read_parameters(
@@ -221,7 +94,7 @@ def read_parameters(
 
     Raises:
         CheckpointError: no safetensors, or tensors that are missing, unexpected, misshapen, double
-            or not floating point: all of them in one message.
+            or not finite floating point numbers: all of them in one message.
     """
     tensors, problems = _read_tensors(folder, layout)
 
@@ -278,6 +151,8 @@ def _read_tensors(folder: Path, layout: Layout) -> tuple[dict[str, np.ndarray], 
                 problems.append(f"double: {key}")
             if not jnp.issubdtype(tensor.dtype, jnp.floating):
                 problems.append(f"not floating point: {key}, found {tensor.dtype}")
+            elif not np.all(np.isfinite(tensor)):
+                problems.append(f"NaN or infinity: {key}")
             tensors[name] = tensor
     return tensors, problems
 
@@ -287,8 +162,16 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / _WEIGHTS).exists():
         return [folder / _WEIGHTS]
     if (folder / _INDEX).exists():
-        files = set(read_json(folder / _INDEX)["weight_map"].values())
-        return [folder / name for name in sorted(files)]
+        shards = read_json(folder / _INDEX, dict).get("weight_map")
+        names = set(shards.values()) if isinstance(shards, dict) else set()
+        if not names or not all(
+            isinstance(name, str) and name == Path(name).name for name in names
+        ):
+            raise CheckpointError(
+                f"{folder / _INDEX}: weight_map must name files of this folder, "
+                f"found {shards!r:.60}"
+            )
+        return [folder / name for name in sorted(names)]
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(

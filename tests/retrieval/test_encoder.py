@@ -412,13 +412,58 @@ class TestWrongCheckpoints:
         ("values", "message"),
         [
             ({"num_attention_heads": 5}, "must divide"),
-            ({"num_hidden_layers": 0}, "above 0"),
+            ({"layer_norm_eps": "tiny"}, "layer_norm_eps must be a number"),
             ({"vocab_size": 11}, "the tokenizer has token 11, the model 11"),
         ],
     )
     def test_impossible_sizes(self, tiny, values: dict, message: str):
         set_config(tiny[0], **values)
         with pytest.raises(ValueError, match=message):
+            load_encoder(tiny[0])
+
+    @pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "vocab_size"])
+    @pytest.mark.parametrize("value", ["24", 24.0, True, -1])
+    def test_sizes_are_whole_numbers(self, tiny, name: str, value):
+        set_config(tiny[0], **{name: value})
+        with pytest.raises(CheckpointError, match=rf"config\.json: {name} must be a whole number"):
+            load_encoder(tiny[0])
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("config.json", "[]", "must hold a dict"),
+            ("config.json", '{"layer_norm_eps": "tiny"}', "hidden_size is missing"),
+            ("modules.json", "{}", "must hold a list"),
+            ("modules.json", "[1]", "must have a type and a path"),
+            ("modules.json", '[{"type": "a.Transformer"}]', "must have a type and a path"),
+            ("sentence_bert_config.json", "[]", "must hold a dict"),
+            ("sentence_bert_config.json", '{"max_seq_length": "9"}', "found '9'"),
+            ("sentence_bert_config.json", '{"max_seq_length": 0}', "found 0"),
+        ],
+    )
+    def test_files_of_another_form(self, tiny, name: str, content: str, message: str):
+        (tiny[0] / name).write_text(content)
+        with pytest.raises(CheckpointError, match=rf"{name}.*{message}"):
+            load_encoder(tiny[0])
+
+    @pytest.mark.parametrize(
+        "content", ["{}", '{"weight_map": []}', '{"weight_map": {"a": "../b.safetensors"}}']
+    )
+    def test_index_of_another_form(self, tiny, content: str):
+        (tiny[0] / "model.safetensors").unlink()
+        (tiny[0] / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(CheckpointError, match="weight_map must name files of this folder"):
+            load_encoder(tiny[0])
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_tensors_that_are_not_finite(self, tiny, value: float):
+        def change(tensors: dict):
+            bias = np.zeros(24, np.float32)
+            bias[3] = value
+            tensors["encoder.layer.0.output.dense.bias"] = bias
+
+        rewrite(tiny[0], change)
+        with pytest.raises(CheckpointError, match=r"infinity: encoder\.layer\.0\.output"):
             load_encoder(tiny[0])
 
     @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])

@@ -1,0 +1,161 @@
+"""What the files of a sentence encoder's folder say beside its tensors.
+
+`config.json` has the sizes, `tokenizer.json` the tokenizer; the files of sentence-transformers, if
+there are any, how token states become an embedding.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+import tokenizers
+
+from icorag_jax.retrieval.checkpoint import CheckpointError, read_json
+
+Pooling = Literal["mean", "cls"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT encoder, under the names that `config.json` has for them.
+
+    Attributes:
+        vocab_size: tokens in the vocabulary.
+        hidden_size: `width`.
+        num_hidden_layers: layers.
+        num_attention_heads: heads, each of `hidden_size / num_attention_heads` features.
+        intermediate_size: features inside an MLP.
+        max_position_embeddings: tokens in the longest text.
+        type_vocab_size: token types; texts are of type 0.
+        layer_norm_eps: added to variances.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+
+    def __post_init__(self):
+        """Checks that heads share the features evenly."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"num_attention_heads must divide hidden_size: {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceSettings:
+    """What the sentence-transformers files of a folder say beside the transformer itself.
+
+    Attributes:
+        folder: the transformer's own folder.
+        pooling: how token states become one vector.
+        normalize: scale embeddings to unit length.
+        max_length: tokens a text is cut to, or None where no file says.
+        lowercase: lower the case of texts before the tokenizer does its own normalization.
+    """
+
+    folder: Path
+    pooling: Pooling
+    normalize: bool
+    max_length: int | None
+    lowercase: bool
+
+
+def read_config(folder: Path) -> BertConfig:
+    """The sizes in `config.json`.
+
+    Raises:
+        CheckpointError: sizes that are missing, and values that ask for another computation: all of
+            them in one message.
+    """
+    values = {"hidden_act": "gelu", **read_json(folder / "config.json", dict)}
+    supported = {
+        "model_type": ("bert",),
+        "hidden_act": ("gelu",),
+        "position_embedding_type": ("absolute", None),
+        "is_decoder": (False, None),
+        "add_cross_attention": (False, None),
+        "quantization_config": (None,),
+    }
+    names = [field.name for field in dataclasses.fields(BertConfig)]
+    problems = [f"{name} is missing" for name in names if name not in values]
+    for name in names:
+        value, whole = values.get(name, 1), name != "layer_norm_eps"
+        number = isinstance(value, int if whole else int | float) and value is not True
+        if not number or not 0 < value < math.inf:
+            kind = "a whole number" if whole else "a number"
+            problems.append(f"{name} must be {kind} above 0, found {value!r}")
+    for name, allowed in supported.items():
+        if values.get(name) not in allowed:
+            problems.append(f"{name} is {values.get(name)!r}, supported: {allowed[0]!r}")
+    if problems:
+        raise CheckpointError(f"{folder / 'config.json'}: {'; '.join(problems)}")
+    try:
+        return BertConfig(**{name: values[name] for name in names})
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+
+
+def read_settings(folder: Path) -> SentenceSettings:
+    """Pooling, normalization and length limit; mean pooling and unit length where no file says.
+
+    Raises:
+        CheckpointError: the files ask for a module or a pooling that is not supported.
+    """
+    transformer, pooling, normalize = folder, "mean", True
+    if (folder / "modules.json").exists():
+        modules = read_json(folder / "modules.json", list)
+        try:
+            kinds = [module["type"].rpartition(".")[2] for module in modules]
+            paths = [folder / module["path"] for module in modules]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / 'modules.json'}: every module must have a type and a path"
+            ) from error
+        normalize = kinds[2:] == ["Normalize"]
+        if kinds[:2] != ["Transformer", "Pooling"] or not (normalize or len(kinds) == 2):
+            supported = "Transformer, Pooling[, Normalize]"
+            raise CheckpointError(f"{folder}: modules.json has {kinds}; supported: {supported}")
+        transformer, pooling = paths[0], _read_pooling(paths[1] / "config.json")
+    path = transformer / "sentence_bert_config.json"
+    limits = read_json(path, dict) if path.exists() else {}
+    cut, lowercase = limits.get("max_seq_length"), bool(limits.get("do_lower_case"))
+    if cut is not None and (not isinstance(cut, int) or cut is True or cut < 1):
+        raise CheckpointError(f"{path}: max_seq_length must be a whole number, found {cut!r}")
+    return SentenceSettings(transformer, pooling, normalize, cut, lowercase)
+
+
+def _read_pooling(path: Path) -> Pooling:
+    """The pooling of a sentence-transformers pooling module."""
+    modes = [
+        key for key, on in read_json(path, dict).items() if key.startswith("pooling_mode") and on
+    ]
+    match modes:
+        case ["pooling_mode_mean_tokens"]:
+            return "mean"
+        case ["pooling_mode_cls_token"]:
+            return "cls"
+    raise CheckpointError(f"{path} asks for pooling {modes}; supported: mean_tokens, cls_token")
+
+
+def read_tokenizer(folder: Path, lowercase: bool) -> tokenizers.Tokenizer:
+    """The tokenizer of `tokenizer.json`, with its own truncation and padding switched off.
+
+    Raises:
+        CheckpointError: the file is missing or is not a tokenizer.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if lowercase:
+        steps = [tokenizers.normalizers.Lowercase(), tokenizer.normalizer]
+        tokenizer.normalizer = tokenizers.normalizers.Sequence([s for s in steps if s is not None])
+    return tokenizer
