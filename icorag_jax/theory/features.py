@@ -13,21 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+Sample = Float[Array, "count d"]
 # Law(law_key, key, count, d) -> [count, d]: `law_key` fixes what belongs to the law (cluster
 # centres, a mixing matrix), `key` the sample.
-Law = Callable[[PRNGKeyArray, PRNGKeyArray, int, int], Float[Array, "count d"]]
+Law = Callable[[PRNGKeyArray, PRNGKeyArray, int, int], Sample]
 
 
 class InvalidFeaturesError(ValueError):
     """Features that no bank can be made of."""
 
 
-def gaussian(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def gaussian(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """Isotropic Gaussian, kurtosis 3."""
     return jax.random.normal(key, (count, d))
 
 
-def power_law(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def power_law(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """Gaussian with covariance eigenvalues proportional to `1 / rank`, in a random basis."""
     spectrum = 1 / jnp.arange(1, d + 1)
     scales = jnp.sqrt(spectrum / jnp.mean(spectrum))
@@ -35,23 +36,23 @@ def power_law(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
     return (jax.random.normal(key, (count, d)) * scales[None, :]) @ basis.T
 
 
-def uniform(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def uniform(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """Uniform on `[-sqrt 3, sqrt 3]` in each coordinate, kurtosis 1.8."""
     return jax.random.uniform(key, (count, d), minval=-(3**0.5), maxval=3**0.5)
 
 
-def sphere(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def sphere(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """Uniform on the sphere of radius `sqrt d`."""
     draws = jax.random.normal(key, (count, d))
     return d**0.5 * draws / jnp.linalg.norm(draws, axis=-1, keepdims=True)
 
 
-def rademacher(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def rademacher(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """Independent signs, kurtosis 1."""
     return jax.random.rademacher(key, (count, d), dtype=jnp.float32)
 
 
-def sparse(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def sparse(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """Each coordinate is zero with probability 0.8, else Gaussian; kurtosis 15."""
     rate = 0.2
     key_kept, key_value = jax.random.split(key)
@@ -59,13 +60,13 @@ def sparse(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
     return jnp.where(kept, jax.random.normal(key_value, (count, d)) / rate**0.5, 0)
 
 
-def student_t(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def student_t(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """Independent Student-t coordinates with 5 degrees of freedom, kurtosis 9."""
     freedom = 5.0
     return jax.random.t(key, freedom, (count, d)) * ((freedom - 2) / freedom) ** 0.5
 
 
-def clustered(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def clustered(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """Four Gaussian clusters with unequal centres; the mean is not zero."""
     clusters, spread = 4, 0.5
     centres = jax.random.normal(law_key, (clusters, d))
@@ -76,7 +77,7 @@ def clustered(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
     return draws * jnp.sqrt(d / energy)
 
 
-def manifold(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int):
+def manifold(law_key: PRNGKeyArray, key: PRNGKeyArray, count: int, d: int) -> Sample:
     """A curved surface of dimension `max(2, d // 4)`: sines of a few latent directions."""
     latent = max(2, d // 4)
     key_map, key_phase = jax.random.split(law_key)
@@ -126,8 +127,9 @@ def draw_bank(name: str, key: PRNGKeyArray, samples: int, d: int) -> Bank:
     """Draws `samples` vectors for training and as many for evaluation from a law.
 
     Raises:
-        InvalidFeaturesError: for a name that is not in `LAWS`.
+        InvalidFeaturesError: for a name that is not in `LAWS`, or sizes below 1.
     """
+    _check_sizes(samples, d)
     if name not in LAWS:
         raise InvalidFeaturesError(
             f"unknown feature distribution {name!r}; known: {', '.join(LAWS)}"
@@ -153,8 +155,10 @@ def text_bank(
         d: size of the features, at most `width` and half the number of texts.
 
     Raises:
-        InvalidFeaturesError: too few texts or dimensions, or NaN or infinity in the embeddings.
+        InvalidFeaturesError: sizes below 1, too few texts, dimensions or directions, or NaN or
+            infinity in the embeddings.
     """
+    _check_sizes(samples, d)
     texts, width = embeddings.shape
     if not np.all(np.isfinite(embeddings)):
         rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=-1))
@@ -169,7 +173,12 @@ def text_bank(
     split_key, train_key, test_key = jax.random.split(key, 3)
     order = np.asarray(jax.random.permutation(split_key, texts))
     train, test = np.split(embeddings[order].astype(np.float64), [texts // 2])
-    directions = np.linalg.svd(train, full_matrices=False)[2][:d].T
+    _, energies, directions = np.linalg.svd(train, full_matrices=False)
+    if energies[d - 1] <= 1e-6 * energies[0]:
+        raise InvalidFeaturesError(
+            f"embeddings of half the texts lie in fewer than {d} directions; take fewer features"
+        )
+    directions = directions[:d].T
     # The sign of a singular vector is arbitrary: fix it, so that results do not hang on it.
     directions *= np.sign(directions[np.argmax(np.abs(directions), axis=0), np.arange(d)])
     scale = np.sqrt(d / np.mean(np.sum((train @ directions) ** 2, axis=-1)))
@@ -179,6 +188,13 @@ def text_bank(
         return jnp.asarray(scale * rows @ directions, jnp.float32)[picks]
 
     return Bank(draw(train, train_key), draw(test, test_key))
+
+
+def _check_sizes(samples: int, d: int) -> None:
+    if samples < 1 or d < 1:
+        raise InvalidFeaturesError(
+            f"samples and features must be at least 1, got {samples} and {d}"
+        )
 
 
 def stack_banks(banks: Sequence[Bank]) -> Bank:

@@ -126,6 +126,14 @@ def test_unknown_laws_are_named():
         draw_bank("cauchy", jax.random.key(0), 8, D)
 
 
+@pytest.mark.parametrize(("samples", "d"), [(0, 3), (8, 0), (-1, 3)])
+def test_sizes_below_one_are_refused(samples, d):
+    with pytest.raises(InvalidFeaturesError, match="must be at least 1"):
+        draw_bank("gaussian", jax.random.key(0), samples, d)
+    with pytest.raises(InvalidFeaturesError, match="must be at least 1"):
+        text_bank(embeddings(), jax.random.key(0), samples, d)
+
+
 def embeddings(texts=60, width=10):
     rng = np.random.default_rng(0)
     return (rng.normal(size=(texts, width)) * np.geomspace(3, 0.1, width)[None] + 0.5).astype(
@@ -164,8 +172,10 @@ def test_text_directions_are_those_of_most_energy():
         ),
         (lambda e: e[:4], r"3 features need at least 3 dimensions and 6 texts"),
         (lambda e: e[:, :2], r"3 features need at least 3 dimensions"),
+        (lambda e: 0 * e, "fewer than 3 directions"),
+        (lambda e: e[:, :1] * np.ones((1, 5)), "fewer than 3 directions"),
     ],
-    ids=["nan", "few texts", "narrow"],
+    ids=["nan", "few texts", "narrow", "zero", "one direction"],
 )
 def test_bad_embeddings_are_refused(change, message):
     with pytest.raises(InvalidFeaturesError, match=message):
