@@ -122,7 +122,7 @@ def account(summary: dict) -> str:
         "is also the best plain step where features are invariant under signed permutations of",
         f"their coordinates ({', '.join(sorted(SIGNED_PERMUTATION_INVARIANT))}) and the task does",
         "not break that (missing passages, distractors and anisotropic features do):",
-        "`against_plain_step` in `summary.json` has the alignment with the plain step everywhere.",
+        "`against_plain_step` in `summary.json` has the alignment with the plain step.",
         "",
         f"A poor start is an initialization whose loss after the first steps is above {POOR} times",
         "that of the run's best one; each run goes on from its best.",

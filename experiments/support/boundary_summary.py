@@ -109,7 +109,6 @@ def summarize(
             "layers": variant.architecture.layers,
             **readings["trained"],
             "construction": readings["construction"],
-            "against_plain_step": readings["plain"],
             **{
                 f"{measure}_by_distribution": by_law(measure, arrays[f"trained.{measure}"])
                 for measure in OTHER_MEASURES
@@ -119,6 +118,9 @@ def summarize(
             "loss_gap_by_distribution": by_law("loss gap", loss - best),
             "poor_starts": poor_share(arrays["start_losses"]),
         }
+        if variant.single_step:
+            # Several plain steps would each want a rate of their own.
+            architectures[name] |= {"against_plain_step": readings["plain"]}
         if "interpolated.loss" in arrays:
             architectures[name] |= {
                 "interpolated_loss_by_distribution": by_law(

@@ -2,13 +2,24 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 from experiments import boundary_sweep
 from experiments.boundary_sweep import Config
+from experiments.support.boundary_measures import _half_way
 from experiments.support.variants import variants
+from icorag_jax.theory.alignment import (
+    PreconditionedRates,
+    preconditioned_layers,
+    predict_preconditioned,
+)
+from icorag_jax.theory.attention import AttentionWeights, apply_layers
+from icorag_jax.theory.constructions import direct_tokens
+from icorag_jax.theory.tasks import Task, draw_episodes
 
 
 def tiny(out, **changes) -> Config:
@@ -98,6 +109,26 @@ def test_other_measures_come_with_intervals(run):
     # Two layers, and a softmax, have no half way.
     assert "interpolated_loss_by_distribution" not in entries["gd_plus_plus"]
     assert "interpolated_loss_by_distribution" not in entries["tempered_1"]
+
+
+def test_half_way_from_a_step_to_itself_is_that_step():
+    """And from a layer that is a multiple of it in one factor, and a fraction in the other."""
+    d, outputs = 3, 2
+    step = 0.3 * jax.random.normal(jax.random.key(0), (1, d, d))
+    rates = PreconditionedRates(step, jnp.zeros_like(step))
+    layer = jax.tree.map(lambda leaf: leaf[:1], preconditioned_layers(rates, outputs)[0])
+    layer = layer._replace(query=4 * layer.query, output=layer.output / 4)
+    mixed = _half_way({"layer_0": {"attention": layer._asdict()}}, rates, outputs)
+    found = AttentionWeights(**mixed["layer_0"]["attention"])
+    bank = jax.random.normal(jax.random.key(1), (64, d))
+    episodes = draw_episodes(jax.random.key(2), bank, Task(5, outputs, 4), 1)
+    episode = jax.tree.map(lambda leaf: leaf[0], episodes)
+    np.testing.assert_allclose(
+        -apply_layers([found], direct_tokens(episode))[:, d:],
+        predict_preconditioned(rates, episode),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_a_lost_cell_comes_back_the_same(run):
