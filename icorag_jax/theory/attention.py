@@ -101,8 +101,10 @@ def _scores(
 def softmax_kernel(temperature: float) -> Kernel:
     """Softmax attention, `n softmax(k_i^T q_j / temperature)` over the tokens present.
 
-    The factor `n` (the number of tokens present) keeps the scale of the linear kernel's sum; a
-    layer's output weights can absorb it.
+    The factor `n` (the number of tokens present) makes coefficients one on average, whatever `n`;
+    a layer's output weights can absorb it. It is not the linear kernel's scale: with the tokens of
+    a construction, which hold `sqrt(p_i)` times the example, coefficients of linear attention
+    shrink by `1 / sqrt(n)` and these do not (docs/theory.md, section 8).
     """
 
     def kernel(keys, queries, present):

@@ -72,6 +72,55 @@ def test_a_construction_fills_a_model(name, ridge):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", ["equal", "drawn"])
+@pytest.mark.parametrize("name", ["softmax", "tempered", "relu", "elu", "cosine"])
+def test_readings_of_a_construction(name, weights):
+    """Nonlinear attention with a construction's weights, from raw features and targets in NumPy."""
+    model, parameters = make(name)
+    episode = draw()
+    if weights == "equal":
+        episode = episode._replace(weights=2 * jnp.ones(6))
+    layers = constructions.direct_layers(zero(), RATES[:1])
+    filled = architectures.fill_parameters(model, parameters, layers)
+    found = np.asarray(architectures.predict(model, filled, episode))
+
+    z, y, zq, w = (
+        np.asarray(part, np.float64)
+        for part in (episode.features, episode.targets, episode.query_features, episode.weights)
+    )
+    n, p, t, rate = len(z), w / w.sum(), model.architecture.temperature, float(RATES[0])
+
+    def mix(name, z, t):
+        """Coefficients `[q, n]` of keys `z`."""
+        s = zq @ z.T
+        e = np.exp(s / t)
+        if name == "tempered":
+            return t * (n + 1) * (e - 1) / (1 + e.sum(axis=-1, keepdims=True))
+        if name == "cosine":
+            return s / np.linalg.norm(zq, axis=-1)[:, None] / np.linalg.norm(z, axis=-1)
+        if name == "relu":
+            return np.maximum(zq, 0) @ np.maximum(z, 0).T
+        if name == "elu":
+            e = np.where(zq > 0, zq + 1, np.exp(zq)) @ np.where(z > 0, z + 1, np.exp(z)).T
+        return n * e / e.sum(axis=-1, keepdims=True)
+
+    keys = np.sqrt(p)[:, None] * z
+    expected = rate * mix(name, keys, t) * np.sqrt(p) @ y
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    if weights == "equal":
+        # The same by keys `z`: a temperature or a factor of the root of n.
+        cold, factor = {
+            "tempered": (n**0.5 * t, 1),
+            "relu": (t, 1),
+            "softmax": (n**0.5 * t, n**0.5),
+            "cosine": (t, n**0.5),
+            "elu": (t, None),
+        }[name]
+        if factor:
+            expected = factor * rate / n * mix(name, z, cold) @ y
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_all_but_attention_is_set_to_do_least():
     """Whatever it was before: a whole block is its attention on normalized tokens, in NumPy."""
     arch = Architecture(kernel="softmax", layer_norm=True, mlp=True, feature_gelu=True)

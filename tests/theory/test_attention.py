@@ -144,6 +144,19 @@ def test_tempered_is_linear_at_high_temperature(keys, queries, present):
 
 
 @settings(max_examples=10)
+@given(keys=key_arrays, queries=query_arrays, present=presences)
+def test_tempered_is_linear_up_to_this_correction(keys, queries, present):
+    """`T (a - s)` tends to `s^2 / 2 - s sum(s) / (n + 1)`, the sum over the tokens present."""
+    temperature = 1e4
+    linear = by_loops("linear", keys, queries, present)
+    mean = linear.sum(axis=-1, keepdims=True) / (present.sum() + 1)
+    found = temperature * (run(HOT[temperature], keys, queries, present) - linear)
+    # What is left is of third order: at most 3 s^3 / T for scores up to s.
+    limit = 3 * np.max(np.abs(linear)) ** 3 / temperature + 1e-6
+    np.testing.assert_allclose(found, linear**2 / 2 - linear * mean, rtol=0, atol=limit)
+
+
+@settings(max_examples=10)
 @given(scores=st.lists(st.integers(-5, 5), min_size=N, max_size=N, unique=True))
 def test_tempered_is_hard_at_low_temperature(scores):
     """Where some score is positive: the whole share goes to the largest."""
@@ -158,9 +171,10 @@ def test_tempered_is_hard_at_low_temperature(scores):
 
 @precisions
 def test_tempered_stays_finite_for_negative_scores(dtype):
+    """The null token takes the whole share: every coefficient is `-T (n + 1)`."""
     keys, queries = np.array([-1.0, -2.0]).reshape(1, 2, 1), np.ones((1, 1, 1))
     found = run(attention.tempered_kernel(1e-3), keys, queries, np.ones(2, bool), dtype)
-    assert np.all(np.isfinite(found))
+    np.testing.assert_allclose(found, np.full((1, 1, 2), -3e-3), rtol=1e-6)
 
 
 @kernels
