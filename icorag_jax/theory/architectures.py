@@ -66,7 +66,7 @@ class Architecture:
 
     @property
     def kind(self) -> Literal["linear", "nonlinear"]:
-        """Whether a prediction is linear in the context's targets and made of products alone."""
+        """Linear where tokens meet in products and sums alone: a prediction is a polynomial."""
         plain = self.kernel == "linear" and not (self.feature_gelu or self.layer_norm or self.mlp)
         return "linear" if plain else "nonlinear"
 

@@ -30,7 +30,8 @@ class Task:
         distractor_share: share of an example's evidence that comes from an unrelated example.
         retriever_weights: draw example weights from U(0, 1) rather than 1, with label noise of
             standard deviation `1 - weight`, so that a weight says how far to trust an example.
-        anisotropy: condition number of a diagonal map applied to the features; 1 for none.
+        anisotropy: factor on the covariance's condition number, by a diagonal map of the features
+            whose own condition number is its root; 1 for none.
         rank: rank of `W*`; None for full rank.
 
     Raises:

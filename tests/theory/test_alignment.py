@@ -1,5 +1,7 @@
 """Measures, and the best steps by least squares, against NumPy and closed forms."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,6 +171,34 @@ def test_a_layer_is_an_even_part_and_a_preconditioned_step(seed):
     numbers = as_numpy(episodes)
     expected = np.einsum("emi,ij,eqj->eqm", directions(numbers), matrix, numbers.query_features)
     np.testing.assert_allclose(odd, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_averaging_over_outputs_leaves_a_preconditioned_step():
+    """Theorem 6 for several outputs and heads: over signed permutations, any layer is `G M z`."""
+    outputs, heads = 2, 2
+    episode = jax.tree.map(lambda leaf: leaf[0], draw(3, Task(6, outputs, 4), 1))
+    model = Model(Architecture(heads=heads), D, 1.0)
+    parameters = init_parameters(model, jax.random.key(4), outputs)
+    swaps = [np.eye(outputs)[list(order)] for order in itertools.permutations(range(outputs))]
+    signs = [np.diag(sign) for sign in itertools.product([1.0, -1.0], repeat=outputs)]
+    turned = []
+    for rotation in [swap @ sign for swap in swaps for sign in signs]:
+        turn = jnp.asarray(rotation, jnp.float32)
+        found = predict_model(model, parameters, episode._replace(targets=episode.targets @ turn.T))
+        turned.append(np.asarray(found, np.float64) @ rotation)
+    layer = {k: np.asarray(v, np.float64) for k, v in parameters["layer_0"]["attention"].items()}
+    matrix = np.zeros((D, D))
+    for query, key, value, output in zip(
+        *(layer[name] for name in ("query", "key", "value", "output")), strict=True
+    ):
+        mixing, writing = (key.T @ query)[:, :D], -(output @ value)[D:]
+        matrix += np.trace(writing[:, D:]) / outputs * mixing[:D]
+        matrix += writing[:, :D].T @ mixing[D:] / outputs
+    numbers = as_numpy(jax.tree.map(lambda leaf: leaf[None], episode))
+    expected = directions(numbers)[0] @ matrix @ numbers.query_features[0].T
+    np.testing.assert_allclose(
+        np.mean(turned, axis=0), expected.T, atol=1e-5 * max(1, np.abs(turned).max())
+    )
 
 
 @settings(max_examples=10)

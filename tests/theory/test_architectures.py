@@ -101,7 +101,8 @@ def test_readings_of_a_construction(name, weights):
         if name == "relu":
             return np.maximum(zq, 0) @ np.maximum(z, 0).T
         if name == "elu":
-            e = np.where(zq > 0, zq + 1, np.exp(zq)) @ np.where(z > 0, z + 1, np.exp(z)).T
+            # Keys are as wide as tokens, and elu(0) + 1 is one in each entry that pads them.
+            e = M + np.where(zq > 0, zq + 1, np.exp(zq)) @ np.where(z > 0, z + 1, np.exp(z)).T
         return n * e / e.sum(axis=-1, keepdims=True)
 
     keys = np.sqrt(p)[:, None] * z

@@ -150,7 +150,7 @@ def test_scale_multiplies_every_feature_and_keeps_the_interfaces(scale, seed):
 
 
 @pytest.mark.parametrize("condition", [4.0, 100.0])
-def test_anisotropy_is_a_diagonal_map_of_that_condition(condition):
+def test_anisotropy_is_the_condition_of_the_covariance(condition):
     """The map keeps `sum of squares = d`, so it moves no energy in or out of isotropic features."""
     episodes = draw(vary(anisotropy=condition))
     ratios = both(episodes) / both(draw(PLAIN))
