@@ -96,10 +96,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "glance": {
         "architectures": (
             "linear", "longer_context", "depth_2",
-            "softmax", "tempered_1", "tempered_0.1", "softmax_block",
+            "softmax", "tempered_0.1", "softmax_block",
         ),
-        "steps": 300,
-        "temperatures": (1.0, 0.1),
+        "steps": 450,
+        "temperatures": (0.1,),
         "test_episodes": 128,
     },
     "paper": {
