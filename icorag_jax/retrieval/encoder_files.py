@@ -11,7 +11,7 @@ from typing import Literal
 
 import tokenizers
 
-from icorag_jax.retrieval.checkpoint import CheckpointError, read_json
+from icorag_jax.checkpoint import CheckpointError, read_json
 
 Pooling = Literal["mean", "cls"]
 

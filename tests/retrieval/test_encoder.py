@@ -14,9 +14,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from icorag_jax.checkpoint import CheckpointError
 from icorag_jax.data.sentences import generate_sentences
 from icorag_jax.retrieval import encoder as encoder_module
-from icorag_jax.retrieval.checkpoint import CheckpointError
 from icorag_jax.retrieval.encoder import (
     Bert,
     SentenceEncoder,

@@ -1,0 +1,351 @@
+"""Checkpoint folders in the Hugging Face form, read into parameter trees and written from them.
+
+Only safetensors are read, never pickles: one `model.safetensors`, or shards with an index.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Array, Float, PyTree
+
+Parameters = PyTree[Float[Array, "..."]]
+Json = TypeVar("Json", dict, list)
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TENSOR_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder does not hold what the model needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a model's parameters are named in a checkpoint.
+
+    Attributes:
+        modules: pairs (regular expression of a module's path in the parameter tree, its name in
+            the checkpoint). The name may refer to groups; one with `{layer}` stands for one module
+            a layer, stacked on the parameters' leading axis.
+        aliases: pairs (regular expression, replacement), first applied to the checkpoint's names.
+        ignored: regular expression of names that the model has no use for.
+    """
+
+    modules: tuple[tuple[str, str], ...]
+    aliases: tuple[tuple[str, str], ...]
+    ignored: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file: where it is, and what its header says."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """The tensor; the file is mapped for as long as the copy takes."""
+        with safetensors.safe_open(self.path, framework="numpy") as file:
+            return file.get_tensor(self.key)
+
+
+def resolve_folder(source: str | Path) -> Path:
+    """The folder of a checkpoint; one named by hub id is downloaded, without its pickles.
+
+    Raises:
+        CheckpointError: `source` is no folder, and no repository that can be had either.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not isinstance(source, str) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+        raise CheckpointError(f"{source} is not a folder")
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt"]
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} is neither a folder nor a repository that can be downloaded: {error}"
+        ) from error
+
+
+def read_json(path: Path, kind: type[Json]) -> Json:
+    """The content of a JSON file, an object (`dict`) or a list.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, kind):
+        raise CheckpointError(f"{path} must hold a {kind.__name__}, not {content!r:.60}")
+    return content
+
+
+def read_parameters(
+    folder: Path, template: PyTree[jax.ShapeDtypeStruct], layout: Layout
+) -> Parameters:
+    """A checkpoint's tensors as a parameter tree.
+
+    Tensors go one by one to the dtype and the sharding of the template: beside the parameters
+    themselves, memory holds one tensor.
+
+    Args:
+        folder: holds the safetensors.
+        template: nested dictionaries of the parameters' shapes, dtypes and, if any, shardings.
+        layout: how the parameters are named in the checkpoint.
+
+    Raises:
+        CheckpointError: no safetensors, or tensors that are missing, unexpected, misshapen, double
+            or not finite floating point numbers: all of them in one message.
+    """
+    stored, problems = _find_tensors(folder, layout)
+    sources = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: [stored.pop(name, name) for name in _tensor_names(path, leaf, layout)],
+        template,
+    )
+
+    def check(path: Any, leaf: jax.ShapeDtypeStruct, tensors: list[_Stored | str]) -> None:
+        expected = _stored_shape(path, leaf, layout)
+        for tensor in tensors:
+            if isinstance(tensor, str):
+                problems.append(f"missing: {tensor}, expected {expected}")
+            elif tensor.shape != expected:
+                problems.append(
+                    f"misshapen: {tensor.key}, expected {expected}, found {tensor.shape}"
+                )
+
+    jax.tree_util.tree_map_with_path(check, template, sources)
+    for name in sorted(stored):
+        problems.append(f"unexpected: {name}, found {stored[name].shape}")
+    if not problems:
+        # Only now, as reading takes long: what headers show is told at once.
+        parameters = jax.tree_util.tree_map_with_path(
+            lambda *parameter: _gather(*parameter, layout, problems), template, sources
+        )
+        if not problems:
+            return parameters
+    raise CheckpointError("\n  ".join([f"{folder}: {len(problems)} wrong tensors", *problems]))
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Writes a new folder whole or not at all.
+
+    Args:
+        folder: where it comes to lie; those on the way to it are created.
+        write: fills the folder that it is given.
+
+    Raises:
+        FileExistsError: there is something at `folder` already.
+        OSError: it cannot be written; nothing is left of it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already: choose a new folder, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_parameters(
+    folder: Path, parameters: Parameters, layout: Layout, shard_bytes: int = 5 * 2**30
+) -> None:
+    """Writes a parameter tree as the safetensors of a checkpoint, the inverse of `read_parameters`.
+
+    Args:
+        folder: an empty folder.
+        parameters: nested dictionaries, in any dtype that safetensors have.
+        layout: how the parameters are named in the checkpoint.
+        shard_bytes: size of a file, at most, but for one tensor that is larger.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(parameters)
+    shards: list[list[tuple[str, Callable[[], np.ndarray]]]] = [[]]
+    filled = 0
+    for path, leaf in leaves:
+        names = _tensor_names(path, leaf, layout)
+        size = leaf.nbytes // len(names)
+        for index, name in enumerate(names):
+            if shards[-1] and filled + size > shard_bytes:
+                shards.append([])
+                filled = 0
+            filled += size
+            part = functools.partial(_part, path, leaf, index, layout)
+            shards[-1].append((name, part))
+    files = [_WEIGHTS]
+    if len(shards) > 1:
+        files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        tensors = {name: part() for name, part in shard}
+        safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(leaf.nbytes for _, leaf in leaves)},
+            "weight_map": {n: f for f, shard in zip(files, shards, strict=True) for n, _ in shard},
+        }
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _part(path: Any, leaf: Array, index: int, layout: Layout) -> np.ndarray:
+    """One stored tensor of a parameter."""
+    array = np.asarray(leaf[index] if _stacked(path, layout) else leaf)
+    return np.ascontiguousarray(array.T if _is_kernel(path) else array)
+
+
+def _keys(path: Any) -> list[str]:
+    return [str(key.key) for key in path]
+
+
+def _is_kernel(path: Any) -> bool:
+    """Whether a parameter multiplies from the right here, but from the left in the checkpoint."""
+    return _keys(path)[-1] == "kernel"
+
+
+def _module_name(path: Any, layout: Layout) -> str:
+    """A module's name in the checkpoint, perhaps with `{layer}` in it."""
+    module = "/".join(_keys(path)[:-1])
+    for pattern, name in layout.modules:
+        if match := re.fullmatch(pattern, module):
+            return match.expand(name)
+    raise KeyError(f"the layout does not name module {module}")
+
+
+def _stacked(path: Any, layout: Layout) -> bool:
+    return "{layer}" in _module_name(path, layout)
+
+
+def _tensor_names(path: Any, leaf: Any, layout: Layout) -> list[str]:
+    """The names of the tensors that make up a parameter."""
+    name = f"{_module_name(path, layout)}.{_TENSOR_NAMES[_keys(path)[-1]]}"
+    if not _stacked(path, layout):
+        return [name]
+    return [name.format(layer=layer) for layer in range(leaf.shape[0])]
+
+
+def _stored_shape(path: Any, leaf: Any, layout: Layout) -> tuple[int, ...]:
+    """The shape of each of those tensors."""
+    shape = leaf.shape[int(_stacked(path, layout)) :]
+    return shape[::-1] if _is_kernel(path) else shape
+
+
+def _gather(
+    path: Any,
+    leaf: jax.ShapeDtypeStruct,
+    tensors: list[_Stored],
+    layout: Layout,
+    problems: list[str],
+) -> Array:
+    """A parameter from its tensors, one after the other."""
+
+    def read(tensor: _Stored) -> np.ndarray:
+        array = tensor.read()
+        if not np.all(np.isfinite(array)):
+            problems.append(f"NaN or infinity: {tensor.key}")
+        return (array.T if _is_kernel(path) else array).astype(leaf.dtype)
+
+    if not _stacked(path, layout):
+        return _place(read(tensors[0]), leaf.sharding)
+    layer = leaf.sharding and _layer_sharding(leaf.sharding)
+    stack = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=leaf.sharding)(
+        leaf.shape, leaf.dtype
+    )
+    for index, tensor in enumerate(tensors):
+        # The stack is updated in place, as it is donated.
+        stack = _set_layer(stack, _place(read(tensor), layer), index)
+    return stack
+
+
+def _place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> Array:
+    """An array on its devices, also where some of these belong to other processes."""
+    if sharding is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _layer_sharding(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """The sharding of one layer of a stack, whose own axis is whole."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    return jax.sharding.NamedSharding(
+        sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:])
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(stack: Array, layer: Array, index: int) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, axis=0)
+
+
+def _find_tensors(folder: Path, layout: Layout) -> tuple[dict[str, _Stored], list[str]]:
+    """The tensors that are not ignored, by name without aliases, and what is wrong with them."""
+    tensors: dict[str, _Stored] = {}
+    problems = []
+    for path, key, shape, dtype in _headers(folder):
+        name = functools.reduce(lambda n, alias: re.sub(*alias, n), layout.aliases, key)
+        if re.fullmatch(layout.ignored, name):
+            continue
+        if name in tensors:
+            problems.append(f"double: {key}")
+        if dtype not in _FLOATS:
+            problems.append(f"not floating point: {key}, found {dtype}")
+        tensors[name] = _Stored(path, key, shape)
+    return tensors, problems
+
+
+def _headers(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
+    """File, name, shape and dtype of every tensor of a folder; no tensor is read."""
+    for path in _weight_files(folder):
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                for key in file.keys():  # noqa: SIM118  # this is no mapping
+                    header = file.get_slice(key)
+                    yield path, key, tuple(header.get_shape()), header.get_dtype()
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder."""
+    if (folder / _WEIGHTS).exists():
+        return [folder / _WEIGHTS]
+    if (folder / _INDEX).exists():
+        shards = read_json(folder / _INDEX, dict).get("weight_map")
+        names = set(shards.values()) if isinstance(shards, dict) else set()
+        if not names or not all(
+            isinstance(name, str) and name == Path(name).name for name in names
+        ):
+            raise CheckpointError(
+                f"{folder / _INDEX}: weight_map must name files of this folder, "
+                f"found {shards!r:.60}"
+            )
+        return [folder / name for name in sorted(names)]
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds only pickled weights ({', '.join(pickles)}), which are not read, "
+            f"since unpickling can run any code: convert them to {_WEIGHTS}"
+        )
+    raise CheckpointError(f"{folder} holds neither {_WEIGHTS} nor {_INDEX}")
