@@ -40,7 +40,7 @@ test-all: $(VENV)/test.done
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Writes constraints.txt anew from pyproject.toml: one pin a package and Python version.
 lock: $(VENV)/pip.done

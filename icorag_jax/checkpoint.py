@@ -24,6 +24,7 @@ import tokenizers
 from jaxtyping import Array, Bool, Float, PyTree
 
 Parameters = PyTree[Float[Array, "..."]]
+Template = PyTree[jax.ShapeDtypeStruct]
 Json = TypeVar("Json", dict, list)
 
 _WEIGHTS = "model.safetensors"
@@ -118,9 +119,7 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def read_parameters(
-    folder: Path, template: PyTree[jax.ShapeDtypeStruct], layout: Layout
-) -> Parameters:
+def read_parameters(folder: Path, template: Template, layout: Layout) -> Parameters:
     """A checkpoint's tensors as a parameter tree.
 
     Tensors go one by one to the dtype and the sharding of the template: beside the parameters
@@ -157,7 +156,9 @@ def read_parameters(
     if not problems:
         # Only now, as reading takes long: what headers show is told at once.
         parameters = jax.tree_util.tree_map_with_path(
-            lambda *parameter: _gather(*parameter, layout, problems), template, sources
+            lambda path, leaf, tensors: _gather(path, leaf, tensors, layout, problems),
+            template,
+            sources,
         )
         if not problems:
             return parameters
