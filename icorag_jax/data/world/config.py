@@ -12,10 +12,10 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 # The family on which evidence need not be weighed: its distractors are easy whatever is set.
 CONTROL: Family = "single_fact"
 
-# Passages that a question needs at most, but for those that mislead in a conflict.
+# Passages that a question needs at most, without those of the setting `contested`.
 _NEEDED: dict[Family, int] = {
     "single_fact": 1,
-    "clues": 3,
+    "clues": 4,
     "aliases": 2,
     "bridge": 2,
     "comparison": 2,
@@ -37,7 +37,8 @@ class WorldConfig:
         hard_share: share of hard ones among the distractors, in [0, 1]: same entity and another
             relation, similar name and same relation, or another entity and same relation. The
             others are of other entities and relations. The control family has none.
-        misleading: most passages that contradict the right one, in the conflict family.
+        contested: most passages on the fact of a conflict, beside the right one. The first is
+            wrong; each further one repeats it, is wrong in another way, or happens to be right.
         facts: most facts in a passage; a comparison's passages have two at least.
         fillers: sentences without a fact in a passage.
         archive_share: share of passages that name the archive which their question names too:
@@ -51,7 +52,7 @@ class WorldConfig:
     families: tuple[Family, ...] = FAMILIES
     passages: int = 10
     hard_share: float = 0.5
-    misleading: int = 2
+    contested: int = 2
     facts: int = 2
     fillers: int = 1
     archive_share: float = 0.9
@@ -66,7 +67,7 @@ class WorldConfig:
             ("seed", 0),
             ("size", 0),
             ("held_out", 0),
-            ("misleading", 1),
+            ("contested", 1),
             ("facts", 1),
             ("fillers", 0),
         ):
@@ -84,7 +85,7 @@ class WorldConfig:
         if self.archive_share and not self.fillers:
             raise ValueError("archives are named in fillers: with fillers 0, set archive_share 0")
         for family in self.families:
-            needed = _NEEDED[family] + (self.misleading if family == "conflict" else 0)
+            needed = _NEEDED[family] + (self.contested if family == "conflict" else 0)
             if self.passages < needed:
                 raise ValueError(
                     f"passages must be at least {needed} for {family}, got {self.passages}"

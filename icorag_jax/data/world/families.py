@@ -23,8 +23,8 @@ class Draft:
         question: the question.
         answer: the right answer.
         gold: the passages that answer it.
-        statements: what these say to that end, and what those that mislead say.
-        misleading: passages that contradict them.
+        statements: what these and the misleading ones say to that end.
+        misleading: passages without which the question would be easier.
     """
 
     question: str
@@ -52,7 +52,10 @@ def _hops(scene: Scene, count: int) -> Draft:
 
 
 def _clues(scene: Scene) -> Draft:
-    """Three groups of three; one person is in all, and any two groups share another one."""
+    """Three groups of three; one person is in all, and any two groups share another one.
+
+    A fourth group that is not asked about makes all four people be mentioned equally often.
+    """
     groups = scene.draws.shuffled(list(GROUPS.values()))
     scene.asked = frozenset(group.name for group in groups)
     answer, *rivals = (scene.entity("person").name for _ in range(4))
@@ -66,8 +69,10 @@ def _clues(scene: Scene) -> Draft:
         for group, statement in zip(groups, statements, strict=True)
     ]
     who = scene.draws.choice(wording.WHO).format(**dict(zip("pqr", predicates, strict=True)))
-    gold = tuple(scene.passage(statement) for statement in statements)
-    return Draft(scene.question(who), answer, gold, tuple(statements))
+    group = scene.draws.choice(groups)
+    decoy = Statement(scene.entity(group.subject), group, tuple(scene.draws.shuffled(rivals)))
+    *gold, misleading = (scene.passage(statement) for statement in (*statements, decoy))
+    return Draft(scene.question(who), answer, tuple(gold), (*statements, decoy), (misleading,))
 
 
 def _aliases(scene: Scene) -> Draft:
@@ -115,7 +120,8 @@ def _conflict(scene: Scene) -> Draft:
     """A fact on which passages say different things, with a cue to which is right.
 
     The cue is the date, or that one passage corrects the others, or a further passage that says of
-    which source to believe or not. Wrong passages are one or more, and agree or not.
+    which source to believe or not. The right value is said as often as a wrong one, more often or
+    less often.
     """
     cue = scene.draws.choice((wording.DATED, wording.CORRECTED, wording.SOURCED))
     relation = scene.draws.choice(
@@ -123,28 +129,28 @@ def _conflict(scene: Scene) -> Draft:
     )
     scene.asked = frozenset({relation.name})
     subject = scene.entity(relation.subject)
-    wrong_count = 1 + scene.draws.below(scene.config.misleading)
-    # A source that is not to be believed says the same each time.
+    right, wrong = (scene.value(relation).name for _ in range(2))
     trust = scene.draws.choice(list(wording.TRUST))
     one_liar = cue == wording.SOURCED and trust == "bad"
-    right, *wrong = (scene.value(relation).name for _ in range(1 + wrong_count))
-    if one_liar or scene.draws.chance(0.5):
-        wrong = wrong[:1] * wrong_count
-
-    frames = [cue] * (1 + wrong_count)
-    marks = [""] * (1 + wrong_count)
+    # The second value is wrong, and of the dated ones the latest but for the right one: without
+    # the right passage, or without the cue, nothing points to the right value.
+    values = [right, wrong]
+    for _ in range(scene.draws.below(scene.config.contested)):
+        another = scene.value(relation).name
+        values.append(wrong if one_liar else scene.draws.choice((right, wrong, another)))
+    frames = [cue] * len(values)
+    marks = [""] * len(values)
     if cue == wording.DATED:
-        *old, new = sorted(scene.entity("year").name for _ in frames)
-        marks = [new, *scene.draws.shuffled(old)]
+        marks = sorted((scene.entity("year").name for _ in values), reverse=True)
     elif cue == wording.CORRECTED:
-        frames[1:] = [wording.PLAIN] * wrong_count
+        frames[1:] = [wording.PLAIN] * (len(values) - 1)
     else:
-        marks = [scene.source() for _ in frames]
+        marks = [scene.source() for _ in values]
         if one_liar:
-            marks[1:] = marks[1:2] * wrong_count
+            marks[1:] = marks[1:2] * (len(values) - 1)
     statements = [
         Statement(subject, relation, (value,), frame, mark)
-        for value, frame, mark in zip((right, *wrong), frames, marks, strict=True)
+        for value, frame, mark in zip(values, frames, marks, strict=True)
     ]
     first, *misleading = (scene.passage(statement) for statement in statements)
     gold = [first]
