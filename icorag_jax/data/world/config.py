@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+from icorag_jax.data.world.wording import FILLERS
+
 Family = Literal[
     "single_fact", "clues", "aliases", "bridge", "comparison", "three_hops", "conflict"
 ]
@@ -82,6 +84,8 @@ class WorldConfig:
         for name in ("hard_share", "archive_share"):
             if not 0 <= getattr(self, name) <= 1 or math.isnan(getattr(self, name)):
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.fillers > len(FILLERS):
+            raise ValueError(f"fillers must be at most {len(FILLERS)}, got {self.fillers}")
         if self.archive_share and not self.fillers:
             raise ValueError("archives are named in fillers: with fillers 0, set archive_share 0")
         for family in self.families:

@@ -28,12 +28,12 @@ class Draws:
 
     def choice(self, items: Sequence[Item]) -> Item:
         """One of the items."""
-        return items[self.below(len(items))]
+        return items[int(self._random() * len(items))]
 
     def sample(self, items: Sequence[Item], count: int) -> list[Item]:
         """`count` of the items, none twice, in random order; there are at least as many."""
         pool = list(items)
-        return [pool.pop(self.below(len(pool))) for _ in range(count)]
+        return [pool.pop(int(self._random() * len(pool))) for _ in range(count)]
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
         """The items in random order."""

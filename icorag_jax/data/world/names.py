@@ -1,8 +1,8 @@
 """Made-up names: pronounceable, no two alike, and none of their words in two splits.
 
 A name has a head, a word of two syllables that only one split uses, and a tail: another such word
-(people), an ending (places, aliases, archives) or an English noun (works, organisations, sources).
-Entities that share their head have similar names.
+(people, archives), an ending (places, aliases) or an English noun (works, organisations, sources).
+Names that share their head are similar.
 """
 
 from typing import Literal, NamedTuple
@@ -40,10 +40,10 @@ _FORMS: dict[Kind, str] = {
     "organisation": "{head} {tail}",
     "alias": "{head}{tail}",
     "source": "{head} {tail}",
-    "archive": "{head}{tail}",
+    "archive": "{head} {tail}",
 }
-# People have words of their split for tails.
-_TAILS = {
+# People and archives have words of their split for tails.
+TAILS = {
     kind: words.split()
     for kind, words in {
         "place": (
@@ -70,7 +70,6 @@ _TAILS = {
             "Almanac Chronicle Courier Dispatch Gazette Herald Journal Ledger Mercury Messenger "
             "Observer Post Record Sentinel Times Tribune"
         ),
-        "archive": "ia ium ica ora",
     }.items()
 }
 
@@ -109,7 +108,7 @@ class NameBook:
             ValueError: the names are used up.
         """
         for _ in range(_PATIENCE):
-            tail = draws.choice(_TAILS[kind]) if kind in _TAILS else self._word(draws)
+            tail = draws.choice(TAILS[kind]) if kind in TAILS else self._word(draws)
             stem = head or self._word(draws)
             text = _FORMS[kind].format(head=stem, tail=tail)
             if text not in self._taken and _UNWANTED.isdisjoint(text.split()):
