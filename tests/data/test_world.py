@@ -60,7 +60,7 @@ class TestWorld:
         rows = [*map(dataclasses.asdict, all_questions(world))]
         rows += map(dataclasses.asdict, world.corpus)
         content = json.dumps(rows).encode()
-        assert hashlib.sha256(content).hexdigest()[:16] == "1470bf67364c5a0b"
+        assert hashlib.sha256(content).hexdigest()[:16] == "619e012b7be9ac0a"
 
     def test_seeds_differ(self):
         other = generate_world(dataclasses.replace(SMALL, seed=1))
@@ -99,6 +99,20 @@ class TestWorld:
         assert {(p.title, p.text) for p in world.corpus} == set(passages)
         assert len({p.id for p in world.corpus}) == len(world.corpus)
 
+    def test_repeated_facts_differ_in_words(self):
+        config = WorldConfig(
+            size=100,
+            held_out=0,
+            families=("conflict",),
+            passages=5,
+            contested=3,
+            facts=1,
+            fillers=0,
+            archive_share=0.0,
+        )
+        texts = [p.text for q in generate_questions(config, "train") for p in q.passages]
+        assert len(texts) == len(set(texts)) == 500
+
     def test_ids_of_the_corpus(self):
         question = next(generate_questions(SMALL, "test"))
         found = list(corpus_of([question]))
@@ -114,7 +128,8 @@ class TestWorld:
             ({"families": ()}, "families must be one or more"),
             ({"families": ("bridge", "bridge")}, "none twice"),
             ({"passages": 3}, "passages must be at least 4 for clues, got 3"),
-            ({"contested": 9}, "passages must be at least 11 for conflict, got 10"),
+            ({"contested": 3, "passages": 4}, "passages must be at least 5 for conflict, got 4"),
+            ({"contested": 4}, "contested must be at most 3, got 4"),
             ({"contested": 0}, "contested must be at least 1"),
             ({"facts": 0}, "facts must be at least 1"),
             ({"fillers": -1}, "fillers must be at least 0"),

@@ -48,7 +48,7 @@ class TestHonesty:
         seed=st.integers(0, 10**6),
         passages=st.integers(6, 14),
         hard_share=st.sampled_from([0.0, 0.5, 1.0]),
-        contested=st.integers(1, 4),
+        contested=st.integers(1, 3),
         facts=st.integers(1, 4),
         fillers=st.integers(1, 3),
         archive_share=st.sampled_from([0.0, 0.5, 1.0]),
@@ -200,6 +200,18 @@ class TestReading:
             assert read_sentence(f"{wording.capitalize(text)}.") == [
                 Claim("The Bola Lantern", group.name, people, "plain", "")
             ]
+
+    @pytest.mark.parametrize("trust", list(wording.TRUST))
+    def test_every_wording_of_trust(self, trust: str):
+        for clause in wording.TRUST[trust]:
+            text = clause.format(s="Sa Times")
+            assert read_sentence(f"{wording.capitalize(text)}.") == [
+                Claim("Sa Times", "trust", (trust,), "plain", "")
+            ]
+
+    def test_fillers_say_nothing(self):
+        for filler in (*wording.FILLERS, *wording.ARCHIVE_FILLERS):
+            assert read_sentence(wording.capitalize(filler.format(h="Sa Mi"))) == []
 
     def test_other_text(self):
         with pytest.raises(ValueError, match="not a sentence of the generated world: 'Hello"):

@@ -14,6 +14,9 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 # The family on which evidence need not be weighed: its distractors are easy whatever is set.
 CONTROL: Family = "single_fact"
 
+# A fact has three wordings at least, so as many passages may state it and yet differ.
+_MOST_CONTESTED = 3
+
 # Passages that a question needs at most, without those of the setting `contested`.
 _NEEDED: dict[Family, int] = {
     "single_fact": 1,
@@ -36,11 +39,12 @@ class WorldConfig:
         held_out: questions of each family in dev, and as many in test.
         families: what kinds of questions there are.
         passages: passages of a question, those that answer it among them.
-        hard_share: share of hard ones among the distractors, in [0, 1]: same entity and another
-            relation, similar name and same relation, or another entity and same relation. The
-            others are of other entities and relations. The control family has none.
-        contested: most passages on the fact of a conflict, beside the right one. The first is
-            wrong; each further one repeats it, is wrong in another way, or happens to be right.
+        hard_share: share of hard ones among the distractors, in [0, 1]: on an entity of the
+            question, but another relation; or on its relation, but another entity, which may have
+            a similar name, or be the value of another fact. The others are of other entities and
+            relations. The control family has none but these.
+        contested: most passages on the fact of a conflict, beside the right one; 1 to 3. The first
+            is wrong; each further one repeats it, is wrong in another way, or happens to be right.
         facts: most facts in a passage; a comparison's passages have two at least.
         fillers: sentences without a fact in a passage.
         archive_share: share of passages that name the archive which their question names too:
@@ -84,6 +88,8 @@ class WorldConfig:
         for name in ("hard_share", "archive_share"):
             if not 0 <= getattr(self, name) <= 1 or math.isnan(getattr(self, name)):
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.contested > _MOST_CONTESTED:
+            raise ValueError(f"contested must be at most {_MOST_CONTESTED}, got {self.contested}")
         if self.fillers > len(FILLERS):
             raise ValueError(f"fillers must be at most {len(FILLERS)}, got {self.fillers}")
         if self.archive_share and not self.fillers:

@@ -82,7 +82,7 @@ def _generate_question(
     draft = DRAFTS[family](scene)
     hard_share = 0.0 if family == CONTROL else config.hard_share
     count = config.passages - len(draft.gold) - len(draft.misleading)
-    others = [make_distractor(scene, draft.statements, hard_share) for _ in range(count)]
+    others = [make_distractor(scene, draft, hard_share) for _ in range(count)]
     passages = [
         *(dataclasses.replace(passage, is_gold=True) for passage in draft.gold),
         *(dataclasses.replace(passage, is_gold=False) for passage in (*draft.misleading, *others)),

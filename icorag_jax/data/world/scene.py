@@ -68,6 +68,8 @@ class Scene:
         self.config = config
         self._names = names
         self._stated: dict[str, set[str]] = {}
+        self._values: list[Entity] = []
+        self._texts: set[str] = set()
         self._years: set[str] = set()
         self.archive = names.draw("archive", draws).text if config.archive_share else None
 
@@ -89,7 +91,18 @@ class Scene:
 
     def value(self, relation: Relation) -> Entity:
         """A new value of a relation."""
-        return self.entity(relation.value)
+        value = self.entity(relation.value)
+        self._values.append(value)
+        return value
+
+    def values_without(self, relation: Relation | Group) -> list[Entity]:
+        """Values of other facts which could have the relation, but of which it is not stated."""
+        return [
+            value
+            for value in self._values
+            if value.kind == relation.subject
+            and relation.name not in self._stated.get(value.key, ())
+        ]
 
     def unstated(self, entity: Entity) -> list[Relation]:
         """The relations that nothing was said of yet."""
@@ -107,8 +120,13 @@ class Scene:
             for relation in self._extra_relations(subject, self.draws.below(max(spare, 0) + 1))
         ]
         stated.update(statement.relation.name for statement in extras)
-        sentences = [self._sentence(statement) for statement in (*statements, *extras)]
-        return self._compose(subject.name, sentences)
+        # The same may be said several times, but never in the very same words.
+        while True:
+            sentences = [self._sentence(statement) for statement in (*statements, *extras)]
+            passage = self._compose(subject.name, sentences)
+            if passage.text not in self._texts:
+                self._texts.add(passage.text)
+                return passage
 
     def trust_passage(self, source: str, trust: str) -> Passage:
         """A passage that says whether a source is to be believed, `trust` a key of `TRUST`."""

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from icorag_jax.checkpoint import write_folder
+from icorag_jax.data.records import Question
 from icorag_jax.data.world.config import WorldConfig
 from icorag_jax.data.world.generation import corpus_of, count_of, generate_questions
 from icorag_jax.data.world.names import SPLITS, Split
@@ -52,9 +53,9 @@ def _fill(folder: Path, config: WorldConfig) -> None:
         }
         for split in splits:
             for question in generate_questions(config, split):
-                files[_file(question.type, split)].write(dataclasses.asdict(question))
+                files[_file(question.type, split)].write(_question_row(question))
                 for passage in corpus_of([question]):
-                    files[CORPUS].write(dataclasses.asdict(passage))
+                    files[CORPUS].write(vars(passage))
                 progress.update()
     described: dict[str, Any] = {
         "config": dataclasses.asdict(config),
@@ -70,6 +71,11 @@ def _fill(folder: Path, config: WorldConfig) -> None:
 
 def _file(family: str | None, split: str) -> str:
     return f"{family}/{split}.jsonl.gz"
+
+
+def _question_row(question: Question) -> dict[str, Any]:
+    # As `dataclasses.asdict`, in a small part of its time.
+    return {**vars(question), "passages": [vars(passage) for passage in question.passages]}
 
 
 class _Rows:
