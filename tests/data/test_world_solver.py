@@ -68,6 +68,17 @@ class TestHonesty:
         for family in FAMILIES:
             assert all(solve(q.question, []) is None for q in of_family(world, family))
 
+    def test_no_fact_is_stated_twice_but_contested_ones(self, world: World):
+        for family in FAMILIES:
+            counts = collections.Counter(
+                (claim.subject, claim.relation)
+                for question in of_family(world, family)
+                for passage in question.passages
+                for claim in read_text(passage.text)
+            )
+            twice = sum(count > 1 for count in counts.values())
+            assert twice == (PER_FAMILY if family == "conflict" else 0)
+
     def test_titles_are_subjects(self, world: World):
         for passage in world.corpus:
             assert {claim.subject for claim in read_text(passage.text)} == {passage.title}
@@ -118,7 +129,7 @@ class TestShortcuts:
                 "minority": min(values, key=lambda value: counts[value]),
             }
             rules.update(rule for rule, guess in guesses.items() if guess == question.answers[0])
-        assert all(rules[rule] < 0.67 * len(questions) for rule in rules)
+        assert all(rules[rule] < 0.6 * len(questions) for rule in rules)
 
     def test_every_cue_occurs(self, world: World):
         frames = collections.Counter()

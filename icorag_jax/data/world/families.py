@@ -130,32 +130,29 @@ def _conflict(scene: Scene) -> Draft:
     scene.asked = frozenset({relation.name})
     subject = scene.entity(relation.subject)
     right, wrong = (scene.value(relation).name for _ in range(2))
-    trust = scene.draws.choice(list(wording.TRUST))
-    one_liar = cue == wording.SOURCED and trust == "bad"
     # The second value is wrong, and of the dated ones the latest but for the right one: without
     # the right passage, or without the cue, nothing points to the right value.
     values = [right, wrong]
     for _ in range(scene.draws.below(scene.config.contested)):
         another = scene.value(relation).name
-        values.append(wrong if one_liar else scene.draws.choice((right, wrong, another)))
-    frames = [cue] * len(values)
-    marks = [""] * len(values)
+        values.append(scene.draws.choice((right, wrong, another)))
+    frames, marks, judged = [cue] * len(values), [""] * len(values), []
     if cue == wording.DATED:
         marks = sorted((scene.entity("year").name for _ in values), reverse=True)
     elif cue == wording.CORRECTED:
         frames[1:] = [wording.PLAIN] * (len(values) - 1)
-    else:
+    elif scene.draws.chance(0.5):
         marks = [scene.source() for _ in values]
-        if one_liar:
-            marks[1:] = marks[1:2] * (len(values) - 1)
+        judged = [(marks[0], "good")]
+    else:
+        marks = [scene.source(), *[scene.source()] * (len(values) - 1)]
+        judged = [(marks[1], "bad")]
     statements = [
         Statement(subject, relation, (value,), frame, mark)
         for value, frame, mark in zip(values, frames, marks, strict=True)
     ]
     first, *misleading = (scene.passage(statement) for statement in statements)
-    gold = [first]
-    if cue == wording.SOURCED:
-        gold.append(scene.trust_passage(marks[1] if one_liar else marks[0], trust))
+    gold = [first, *(scene.trust_passage(*each) for each in judged)]
     question = scene.question(
         scene.draws.choice(relation.questions).format(x=subject.name), latest=cue == wording.DATED
     )
