@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from worlds import PER_FAMILY, default_world, of_family
@@ -142,6 +143,17 @@ class TestWorld:
     def test_bad_settings(self, settings: dict, message: str):
         with pytest.raises(ValueError, match=message):
             WorldConfig(**settings)
+
+
+def test_examples_of_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "world.md").read_text()
+    questions = list(generate_questions(WorldConfig(seed=0, size=1), "train"))
+    assert len(questions) == len(FAMILIES)
+    for question in questions:
+        assert f"### `{question.type}`" in text
+        assert f"> *{question.question}* **{question.answers[0]}**" in text
+        assert all(f"gold: {p.text}" in text for p in question.passages if p.is_gold)
+        assert any(f"not gold: {p.text}" in text for p in question.passages if not p.is_gold)
 
 
 class TestSplits:
