@@ -132,17 +132,17 @@ def parse_rows(
         DataError: a malformed row or an id that was there before, with the place of the row; or
             there are no rows.
     """
-    places: dict[str, str] = {}
-    for where, row in rows:
+    numbers: dict[str, int] = {}
+    for number, (where, row) in enumerate(rows, start=1):
         try:
             record = parse(row)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        if record.id in places:
-            raise DataError(f"{where}: id {record.id!r} was there before: {places[record.id]}")
-        places[record.id] = where
+        if record.id in numbers:
+            raise DataError(f"{where}: id {record.id!r} is that of row {numbers[record.id]} too")
+        numbers[record.id] = number
         yield record
-    if not places:
+    if not numbers:
         raise DataError(f"{path} is empty")
 
 
