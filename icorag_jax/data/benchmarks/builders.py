@@ -9,13 +9,14 @@ files in the `manual_dir` of the download config. Records are array_record files
 """
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import filelock
 import tensorflow_datasets as tfds
@@ -150,11 +151,17 @@ class LocalQuestions(ResumableBuilder):
 
 
 class LocalCorpus(ResumableBuilder):
-    """A corpus from a local folder: its config bears its name, its one split is `corpus`."""
+    """A corpus from a local folder; its one split is `corpus`."""
 
     name = "local_corpus"
     record_features = CORPUS_FEATURES
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="local")]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the folder corpora there, as docs/data.md has it."
+
+    def __init__(self, *, corpus: str, **settings: Any):
+        """A builder of the corpus of this name; the settings are those of any builder."""
+        self.corpus = corpus
+        super().__init__(**settings)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=self.record_features, disable_shuffling=True)
@@ -162,7 +169,7 @@ class LocalCorpus(ResumableBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[str, Example]]]:
-        path = find_corpus(Path(dl_manager.manual_dir), self.builder_config_name or "")
+        path = find_corpus(Path(dl_manager.manual_dir), self.corpus)
         return {"corpus": self._generate_examples(read_corpus(path))}
 
     def _generate_examples(
@@ -249,37 +256,34 @@ BUILDERS: dict[str, type[PublicQuestions]] = {
 }
 
 
-def corpus_config(name: str) -> tfds.core.BuilderConfig:
-    """The config of `LocalCorpus` for a corpus."""
-    return tfds.core.BuilderConfig(name=name)
-
-
 def open_prepared(
     builder_class: type[ResumableBuilder],
-    config: str | tfds.core.BuilderConfig,
+    config: str,
     split: str,
     root: Path,
     cache: Path,
     manual: Path | None,
+    **settings: str,
 ) -> tuple[Sequence[Example], list[str]]:
     """The examples of a split and their ids, prepared first unless they are there, intact.
 
     Args:
         builder_class: of the dataset.
-        config: of the dataset, or its name.
+        config: name of the dataset's config.
         split: of the dataset.
         root: the folder of datasets that this one is kept in; of these sources and no others.
         cache: where downloads are kept. Those that are not as they were downloaded are downloaded
             again.
         manual: the folder of the local files, for datasets that are made of some.
+        **settings: of the builder, beside its config.
 
     Raises:
         DataError: a row is malformed, or a file cannot be downloaded.
         OSError: a file cannot be written.
     """
     root.mkdir(parents=True, exist_ok=True)
-    name = config if isinstance(config, str) else config.name
-    folder = root / builder_class.name / name / str(builder_class.VERSION)
+    make = functools.partial(builder_class, data_dir=root, config=config, **settings)
+    folder = root / builder_class.name / config / str(builder_class.VERSION)
     with filelock.FileLock(root / ".lock"):
         if not is_intact(folder):
             if folder.exists():
@@ -291,13 +295,12 @@ def open_prepared(
             discard_damaged_downloads(cache / "downloads")
             # What is printed on the way is no result of whoever asked for the data.
             with contextlib.redirect_stdout(sys.stderr):
-                builder_class(data_dir=root, config=config).download_and_prepare(
+                make().download_and_prepare(
                     download_dir=cache / "downloads",
                     download_config=tfds.download.DownloadConfig(manual_dir=manual),
                     file_format="array_record",
                 )
-    builder = builder_class(data_dir=root, config=config)
-    return builder.as_data_source(split), read_ids(folder, split)  # pyright: ignore
+    return make().as_data_source(split), read_ids(folder, split)  # pyright: ignore
 
 
 def _link(source: Path, target: Path) -> None:

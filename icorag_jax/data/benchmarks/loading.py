@@ -134,7 +134,7 @@ def load_corpus(folder: Path, name: str, cache: Path) -> Records[CorpusPassage]:
 
     root = cache / f"corpus-{_fingerprint([find_corpus(folder, name)])}"
     found, ids = builders.open_prepared(
-        builders.LocalCorpus, builders.corpus_config(name), "corpus", root, cache, folder
+        builders.LocalCorpus, "local", "corpus", root, cache, folder, corpus=name
     )
     return Records(lambda index: examples.passage_from_example(found[index]), ids, range(len(ids)))
 
