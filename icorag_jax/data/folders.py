@@ -110,7 +110,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            # Only "\\n" ends a line: JSON text may hold other separators that Python knows.
+            # Only a line feed ends a line: a carriage return is white space of JSON.
             lines = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
             for number, line in enumerate(lines, start=1):
                 yield number, line.removesuffix("\n")

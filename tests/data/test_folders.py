@@ -81,6 +81,7 @@ def test_same_questions_are_same_bytes_anywhere(tmp_path):
     for name in ("one.jsonl.gz", "two.jsonl.gz", "plain.jsonl"):
         write_questions(tmp_path / name, [question])
     assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two.jsonl.gz").read_bytes()
+    assert (tmp_path / "one.jsonl.gz").read_bytes()[4:8] == bytes(4)  # no time of writing
     expected = (
         '{"id": "a", "question": "who?", "answers": ["é"], '
         '"passages": [{"title": "", "text": "text", "is_gold": true}], "type": "bridge"}\n'
@@ -93,6 +94,16 @@ def test_lines_are_read_one_by_one(tmp_path):
     path = write_lines(tmp_path / "dev.jsonl", GOOD, "{")
     rows = read_questions(path)
     assert next(rows).id == "a"
+    with pytest.raises(DataError, match="line 2"):
+        next(rows)
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    row = json.dumps({**GOOD, "question": "a\u2028b"}, ensure_ascii=False, indent=1)
+    path = tmp_path / "dev.jsonl"
+    path.write_bytes(row.replace("\n", "\r").encode() + b"\r\n{")
+    rows = read_questions(path)
+    assert next(rows).question == "a\u2028b"
     with pytest.raises(DataError, match="line 2"):
         next(rows)
 

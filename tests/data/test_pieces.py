@@ -120,6 +120,7 @@ def test_tokens_within_a_character_are_known(family, text):
 
 
 @given(family=st.sampled_from(FAMILIES), text=texts, room=st.integers(1, 12))
+@example("llama3", "e\u0301", 1)
 @example("llama3", "🎉🎉", 3)
 @example("qwen2", "a\u0301\u0323\u0301 b", 2)
 def test_a_cut_falls_between_characters(family, text, room):
