@@ -50,6 +50,13 @@ _LOG = logging.getLogger(__name__)
 _EXAMPLES_PER_SHARD = 2048
 
 
+class _OwnInfo(tfds.core.DatasetInfo):
+    """Facts that are all in the code: no bucket is asked, nor a temporary folder made for it."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing."""
+
+
 class ResumableBuilder(tfds.core.GeneratorBasedBuilder):
     """A builder that loses no finished shard when it is killed.
 
@@ -118,7 +125,7 @@ class ResumableBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 class LocalQuestions(ResumableBuilder):
-    """Questions of any benchmark, from a local folder.
+    """Questions of any benchmark, from a local folder; a `data_dir` holds those of one.
 
     Attributes:
         benchmark: a key of `SOURCES`, or empty for one that has no public source here.
@@ -132,7 +139,8 @@ class LocalQuestions(ResumableBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         source = SOURCES.get(self.benchmark)
-        return self.dataset_info_from_configs(
+        return _OwnInfo(
+            builder=self,
             features=self.record_features,
             homepage=source and source.homepage,
             license=source and source.license,
@@ -151,7 +159,7 @@ class LocalQuestions(ResumableBuilder):
 
 
 class LocalCorpus(ResumableBuilder):
-    """A corpus from a local folder; its one split is `corpus`."""
+    """A corpus from a local folder; its one split is `corpus`, and a `data_dir` holds one."""
 
     name = "local_corpus"
     record_features = CORPUS_FEATURES
@@ -164,7 +172,7 @@ class LocalCorpus(ResumableBuilder):
         super().__init__(**settings)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(features=self.record_features, disable_shuffling=True)
+        return _OwnInfo(builder=self, features=self.record_features, disable_shuffling=True)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
