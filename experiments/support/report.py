@@ -12,7 +12,7 @@ from pathlib import Path
 import markdown_it
 
 from experiments.support.claims import Claim
-from experiments.support.files import write_atomically
+from icorag_jax.files import write_atomically
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1d2329; --page: #fff; --line: #d5dbe1;

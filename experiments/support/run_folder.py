@@ -30,7 +30,8 @@ from matplotlib.figure import Figure
 
 from experiments.support import files
 from experiments.support.environment import describe_environment
-from experiments.support.files import json_bytes, plain, write_atomically
+from experiments.support.files import json_bytes, plain
+from icorag_jax.files import is_leftover, remove_leftovers, write_atomically
 
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
@@ -160,7 +161,7 @@ def open_run(out: Path, command: str, config: Any, *, resume: bool) -> Iterator[
         # Once more: before the lock was taken, another run may have come and gone.
         stored = _read_identity(out)
         _check_run(out, stored, identity, environment, resume=resume)
-        files.remove_leftovers(out)
+        remove_leftovers(out)
         if stored is None:
             write_atomically(out / _CONFIG, json_bytes(identity, sort_keys=True))
         if not (out / _ENVIRONMENT).exists():
@@ -177,7 +178,7 @@ def _read_identity(out: Path) -> dict[str, Any] | None:
         raise RunFolderError(f"no permission to write to {nearest}; pass another --out")
     if nearest != out:
         return None
-    names = sorted(path.name for path in out.iterdir() if not files.is_leftover(path))
+    names = sorted(path.name for path in out.iterdir() if not is_leftover(path))
     if not set(names) - {_LOCK}:
         return None
     identity = _read_json(out / _CONFIG) if _CONFIG in names else None

@@ -1,1 +1,1 @@
-"""Data: texts for feature distributions."""
+"""Data: benchmarks and corpora, prompts, scores of answers, texts for feature distributions."""

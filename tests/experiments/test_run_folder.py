@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.support import environment, files, run_folder
 from experiments.support.run_folder import RunFolderError, open_run
+from icorag_jax.files import is_leftover
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -569,7 +570,7 @@ def test_a_kill_at_any_write_changes_no_byte(tmp_path, monkeypatch, done):
         monkeypatch.setattr(os, "replace", functools.partial(deadly, number))
         with pytest.raises(Killed):
             whole_run(out)
-        leftovers = [path for path in out.rglob("*") if files.is_leftover(path)]
+        leftovers = [path for path in out.rglob("*") if is_leftover(path)]
         assert len(leftovers) == (0 if done else 1)
         monkeypatch.undo()
         whole_run(out, resume=True)
