@@ -8,7 +8,6 @@ Axes: `batch` texts, `tokens` of the rows that are run, `slots` rows of a cache,
 a token, `heads` and `kv_heads`, `d` features of a head.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from icorag_jax.checkpoint import Parameters
-from icorag_jax.lm import attention, rotary
-from icorag_jax.lm.attention import Evidence, EvidenceEdit
+from icorag_jax.lm import attention, evidence_attention, rotary
 from icorag_jax.lm.config import DecoderConfig
+from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 
 Rotations = tuple[Float[Array, "batch tokens half"], Float[Array, "batch tokens half"]]
 
@@ -112,9 +111,7 @@ class DecoderLayer(nn.Module):
         return self.after_attention(states, query)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
+class Cache(NamedTuple):
     """Keys and values of the rows that were run, in slots of a fixed number.
 
     All rows of a batch write the same slots; where they differ in length, some slots are padding.
@@ -254,7 +251,7 @@ def run_layers(
             read = attention.attend(query, *own)
         else:
             layer_edit = jax.tree.map(lambda leaf: _take(leaf, layer - layers.start), edit)
-            read = attention.attend_with_evidence(
+            read = evidence_attention.attend_with_evidence(
                 query, *own, positions, window, evidence, layer, layer_edit,
                 chunk or evidence.keys.shape[2],
             )  # fmt: skip
@@ -274,7 +271,7 @@ def run_layers(
 
         carry, _ = jax.lax.scan(step, carry, jnp.arange(layers.start, layers.stop))
     states, keys, values = carry
-    return states, dataclasses.replace(cache, keys=keys, values=values)
+    return states, cache._replace(keys=keys, values=values)
 
 
 def forward(
@@ -311,8 +308,7 @@ def forward(
         config, parameters, features, positions, cache, evidence, edit,
         layers=range(interface_layer, config.num_hidden_layers), chunk=chunk,
     )  # fmt: skip
-    cache = dataclasses.replace(
-        cache,
+    cache = cache._replace(
         positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used)),
         used=cache.used + tokens.shape[1],
     )

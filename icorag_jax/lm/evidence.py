@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from icorag_jax.checkpoint import Parameters
-from icorag_jax.lm.attention import Evidence, EvidenceEdit
 from icorag_jax.lm.batches import Side, Span, check_spans, pad_batch
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import Output, empty_cache, forward
+from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 
 
 def prefill_evidence(

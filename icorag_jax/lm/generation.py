@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from icorag_jax.checkpoint import Parameters
-from icorag_jax.lm.attention import Evidence, EvidenceEdit
 from icorag_jax.lm.batches import Side, bucket_length, check_rows, pad_batch
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import Cache, empty_cache, forward, logits
 from icorag_jax.lm.evidence import check_edit, evidence_lengths
+from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icorag_jax.checkpoint import Template
-from icorag_jax.lm.attention import Evidence
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import Cache
+from icorag_jax.lm.evidence_attention import Evidence
 
 DATA, TENSOR = "data", "tensor"
 # For each matrix `[in, out]`, which axis of the mesh splits which of its dimensions.
