@@ -6,6 +6,7 @@ Only safetensors are read, never pickles: one `model.safetensors`, or shards wit
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TENSOR_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+# Of what is read at a time, counted as float32.
+_PIECE_BYTES = 2**24
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -63,10 +66,22 @@ class _Stored:
     key: str
     shape: tuple[int, ...]
 
-    def read(self) -> np.ndarray:
-        """The tensor; the file is mapped for as long as the copy takes."""
+    def pieces(
+        self, sharding: jax.sharding.NamedSharding | None
+    ) -> Iterator[tuple[int, Float[Array, "..."]]]:
+        """The tensor in pieces, each with the number of its first row, on the default device.
+
+        With a sharding it is one piece, of which each device reads its part.
+        """
         with safetensors.safe_open(self.path, framework="numpy") as file:
-            return file.get_tensor(self.key)
+            stored = file.get_slice(self.key)
+            if sharding is not None:
+                yield 0, jax.make_array_from_callback(self.shape, sharding, stored.__getitem__)
+                return
+            rows = self.shape[0]
+            step = max(1, _PIECE_BYTES // (4 * math.prod(self.shape[1:])))
+            for row in range(0, rows, step):
+                yield row, jnp.asarray(stored[row : min(row + step, rows)])
 
 
 def resolve_folder(source: str | Path) -> Path:
@@ -122,8 +137,8 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 def read_parameters(folder: Path, template: Template, layout: Layout) -> Parameters:
     """A checkpoint's tensors as a parameter tree.
 
-    Tensors go one by one to the dtype and the sharding of the template: beside the parameters
-    themselves, memory holds one tensor.
+    Tensors go one by one, large ones in pieces, to the dtype and the sharding of the template:
+    beside the parameters themselves, memory holds less than one large tensor.
 
     Args:
         folder: holds the safetensors.
@@ -278,65 +293,43 @@ def _gather(
 ) -> Array:
     """A parameter from its tensors, one after the other."""
     kernel, stacked = _is_kernel(path), _stacked(path, layout)
-    stored = leaf.sharding and _stored_sharding(leaf.sharding, kernel, stacked)
-    convert = functools.partial(_convert, dtype=leaf.dtype, kernel=kernel)
-
-    if not stacked:
-        parameter, finite = jax.jit(convert, out_shardings=(leaf.sharding, None))(
-            _place(tensors[0].read(), stored)
-        )
-        found = [finite]
-    else:
-        # The stack is donated, and so updated in place.
-        fill = jax.jit(
-            functools.partial(_set_layer, convert),
-            donate_argnums=0,
-            out_shardings=(leaf.sharding, None),
-        )
-        parameter = jax.jit(
-            functools.partial(jnp.zeros, leaf.shape, leaf.dtype), out_shardings=leaf.sharding
-        )()
-        found = []
-        for index, tensor in enumerate(tensors):
-            parameter, finite = fill(parameter, _place(tensor.read(), stored), index)
-            # Waits for the layer: the next one is read when this one is gone.
-            found.append(bool(finite))
-    problems += [
-        f"NaN or infinity: {tensor.key}"
-        for tensor, finite in zip(tensors, found, strict=True)
-        if not finite
-    ]
+    sharding = leaf.sharding if isinstance(leaf.sharding, jax.sharding.NamedSharding) else None
+    parameter = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    for layer, tensor in enumerate(tensors):
+        finite = True
+        for row, piece in tensor.pieces(sharding and _stored_sharding(sharding, kernel, stacked)):
+            start = (layer,) * stacked + ((0, row) if kernel else (row,) + (0,) * (piece.ndim - 1))
+            parameter, good = _fill(parameter, piece, start, kernel=kernel, sharding=sharding)
+            # Waits for the piece: the next one is read when this one is gone.
+            finite &= bool(good)
+        if not finite:
+            problems.append(f"NaN or infinity: {tensor.key}")
     return parameter
 
 
-def _convert(
-    tensor: Float[Array, "..."], dtype: Any, kernel: bool
+@functools.partial(jax.jit, static_argnames=("kernel", "sharding"), donate_argnames="parameter")
+def _fill(
+    parameter: Float[Array, "..."],
+    piece: Float[Array, "..."],
+    start: tuple[Any, ...],
+    *,
+    kernel: bool,
+    sharding: jax.sharding.NamedSharding | None,
 ) -> tuple[Float[Array, "..."], Bool[Array, ""]]:
-    """A stored tensor as its part of a parameter, and whether it is finite."""
-    part = (tensor.T if kernel else tensor).astype(dtype)
-    return part, jnp.isfinite(part).all()
-
-
-def _set_layer(
-    convert: Callable, stack: Float[Array, "layers ..."], tensor: Float[Array, "..."], index: Any
-) -> tuple[Float[Array, "layers ..."], Bool[Array, ""]]:
-    part, finite = convert(tensor)
-    return jax.lax.dynamic_update_index_in_dim(stack, part, index, axis=0), finite
-
-
-def _place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> Array:
-    """An array on its devices, also where some of these belong to other processes."""
-    if sharding is None:
-        return jnp.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    """The parameter with a piece of a stored tensor, in the same memory; whether it is finite."""
+    part = (piece.T if kernel else piece).astype(parameter.dtype)
+    finite = jnp.isfinite(part).all()
+    part = part.reshape((1,) * (parameter.ndim - part.ndim) + part.shape)
+    parameter = jax.lax.dynamic_update_slice(parameter, part, start)
+    if sharding is not None:
+        parameter = jax.lax.with_sharding_constraint(parameter, sharding)
+    return parameter, finite
 
 
 def _stored_sharding(
-    sharding: jax.sharding.Sharding, kernel: bool, stacked: bool
-) -> jax.sharding.Sharding:
+    sharding: jax.sharding.NamedSharding, kernel: bool, stacked: bool
+) -> jax.sharding.NamedSharding:
     """The sharding of a stored tensor: one layer of a stack, whose own axis is whole."""
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return sharding
     axes = sharding.spec[int(stacked) :]
     return jax.sharding.NamedSharding(
         sharding.mesh, jax.sharding.PartitionSpec(*(axes[::-1] if kernel else axes))

@@ -6,7 +6,7 @@ these, `d` features of a head, `width = kv_heads * d`, `rank` of an edit of valu
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,8 @@ def attend_with_evidence(
     reading = jax.lax.stop_gradient(_Reading(evidence, jnp.int32(layer), positions, window))
     own = jnp.where(mask[:, None, None], _logits(grouped, keys), _MASKED)
     own_top = jax.lax.stop_gradient(own).max(axis=-1)
-    top, sums = _evidence_sums(grouped, edit, own_top, reading, chunk)
+    found: Any = _evidence_sums(grouped, edit, own_top, reading, chunk)
+    top, sums = found
     numerator, low_rank, denominator = jax.tree.map(
         jnp.add, sums, _sums(own, top, values, None, edit)
     )
@@ -189,8 +190,9 @@ def _evidence_sums(
 
 
 def _evidence_sums_forward(grouped, edit, own_top, reading, chunk):
-    top, sums = _evidence_sums(grouped, edit, own_top, reading, chunk)
-    return (top, sums), (grouped, edit, top, reading)
+    found: Any = _evidence_sums(grouped, edit, own_top, reading, chunk)
+    top, _ = found
+    return found, (grouped, edit, top, reading)
 
 
 def _evidence_sums_backward(chunk, kept, slopes):
