@@ -289,9 +289,7 @@ def _layer_sharding(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
     """The sharding of one layer of a stack, whose own axis is whole."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return sharding
-    return jax.sharding.NamedSharding(
-        sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:])
-    )
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
