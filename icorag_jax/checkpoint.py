@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Array, Float, PyTree
+import tokenizers
+from jaxtyping import Array, Bool, Float, PyTree
 
 Parameters = PyTree[Float[Array, "..."]]
 Json = TypeVar("Json", dict, list)
@@ -99,6 +100,22 @@ def read_json(path: Path, kind: type[Json]) -> Json:
     if not isinstance(content, kind):
         raise CheckpointError(f"{path} must hold a {kind.__name__}, not {content!r:.60}")
     return content
+
+
+def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of `tokenizer.json`, with its own truncation and padding switched off.
+
+    Raises:
+        CheckpointError: the file is missing or is not a tokenizer.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def read_parameters(
@@ -259,23 +276,51 @@ def _gather(
     problems: list[str],
 ) -> Array:
     """A parameter from its tensors, one after the other."""
+    kernel, stacked = _is_kernel(path), _stacked(path, layout)
+    stored = leaf.sharding and _stored_sharding(leaf.sharding, kernel, stacked)
+    convert = functools.partial(_convert, dtype=leaf.dtype, kernel=kernel)
 
-    def read(tensor: _Stored) -> np.ndarray:
-        array = tensor.read()
-        if not np.all(np.isfinite(array)):
-            problems.append(f"NaN or infinity: {tensor.key}")
-        return (array.T if _is_kernel(path) else array).astype(leaf.dtype)
+    if not stacked:
+        parameter, finite = jax.jit(convert, out_shardings=(leaf.sharding, None))(
+            _place(tensors[0].read(), stored)
+        )
+        found = [finite]
+    else:
+        # The stack is donated, and so updated in place.
+        fill = jax.jit(
+            functools.partial(_set_layer, convert),
+            donate_argnums=0,
+            out_shardings=(leaf.sharding, None),
+        )
+        parameter = jax.jit(
+            functools.partial(jnp.zeros, leaf.shape, leaf.dtype), out_shardings=leaf.sharding
+        )()
+        found = []
+        for index, tensor in enumerate(tensors):
+            parameter, finite = fill(parameter, _place(tensor.read(), stored), index)
+            # Waits for the layer: the next one is read when this one is gone.
+            found.append(bool(finite))
+    problems += [
+        f"NaN or infinity: {tensor.key}"
+        for tensor, finite in zip(tensors, found, strict=True)
+        if not finite
+    ]
+    return parameter
 
-    if not _stacked(path, layout):
-        return _place(read(tensors[0]), leaf.sharding)
-    layer = leaf.sharding and _layer_sharding(leaf.sharding)
-    stack = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=leaf.sharding)(
-        leaf.shape, leaf.dtype
-    )
-    for index, tensor in enumerate(tensors):
-        # The stack is updated in place, as it is donated.
-        stack = _set_layer(stack, _place(read(tensor), layer), index)
-    return stack
+
+def _convert(
+    tensor: Float[Array, "..."], dtype: Any, kernel: bool
+) -> tuple[Float[Array, "..."], Bool[Array, ""]]:
+    """A stored tensor as its part of a parameter, and whether it is finite."""
+    part = (tensor.T if kernel else tensor).astype(dtype)
+    return part, jnp.isfinite(part).all()
+
+
+def _set_layer(
+    convert: Callable, stack: Float[Array, "layers ..."], tensor: Float[Array, "..."], index: Any
+) -> tuple[Float[Array, "layers ..."], Bool[Array, ""]]:
+    part, finite = convert(tensor)
+    return jax.lax.dynamic_update_index_in_dim(stack, part, index, axis=0), finite
 
 
 def _place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> Array:
@@ -285,16 +330,16 @@ def _place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _layer_sharding(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
-    """The sharding of one layer of a stack, whose own axis is whole."""
+def _stored_sharding(
+    sharding: jax.sharding.Sharding, kernel: bool, stacked: bool
+) -> jax.sharding.Sharding:
+    """The sharding of a stored tensor: one layer of a stack, whose own axis is whole."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return sharding
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(stack: Array, layer: Array, index: int) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, axis=0)
+    axes = sharding.spec[int(stacked) :]
+    return jax.sharding.NamedSharding(
+        sharding.mesh, jax.sharding.PartitionSpec(*(axes[::-1] if kernel else axes))
+    )
 
 
 def _find_tensors(folder: Path, layout: Layout) -> tuple[dict[str, _Stored], list[str]]:

@@ -2,20 +2,20 @@
 
 import os
 
+import hypothesis
+import jax
+from jaxtyping import install_import_hook
+
+from experiments.support.compilation import QUICK_TO_COMPILE
+
 # Programs under test run a few times on little data: quick to compile counts for more than quick
 # to run. Read when JAX starts.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
+        *(f"--{name}={str(value).lower()}" for name, value in QUICK_TO_COMPILE.items()),
     ]
 )
-
-import hypothesis
-import jax
-from jaxtyping import install_import_hook
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -14,18 +14,12 @@ import pandas as pd
 from jaxtyping import Array, Float
 
 from experiments.support import reference
+from experiments.support.compilation import QUICK_TO_COMPILE
 from experiments.support.reference import Interface, Problem, Sizes
 from icorag_jax.theory import closed_forms, constructions, episodes, objective
 from icorag_jax.theory.attention import apply_layers
 from icorag_jax.theory.episodes import Episode
 from icorag_jax.theory.objective import Block, Ridge
-
-# Options of XLA on CPU that more than halve the time to compile.
-_QUICK_TO_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 
 Solve = Callable[[Problem, Episode], Float[Array, "q m"]]
 Expect = Callable[[Problem, Interface], Float[np.ndarray, "q m"]]
@@ -215,7 +209,7 @@ def in_precision(function: Callable, problems: list[Problem], dtype: str) -> np.
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("float32"):
         batch = jax.tree.map(jnp.asarray, stack(problems, dtype))
         # Run once on little data: quick to compile counts for more than quick to run.
-        options = _QUICK_TO_COMPILE if jax.default_backend() == "cpu" else None
+        options = QUICK_TO_COMPILE if jax.default_backend() == "cpu" else None
         compiled = jax.jit(jax.vmap(function), compiler_options=options)
         return np.asarray(compiled(batch)).astype(np.float64)
 

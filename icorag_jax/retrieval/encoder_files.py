@@ -11,6 +11,7 @@ from typing import Literal
 
 import tokenizers
 
+from icorag_jax import checkpoint
 from icorag_jax.checkpoint import CheckpointError, read_json
 
 Pooling = Literal["mean", "cls"]
@@ -178,18 +179,12 @@ def _read_pooling(path: Path) -> Pooling:
 
 
 def read_tokenizer(folder: Path, lowercase: bool) -> tokenizers.Tokenizer:
-    """The tokenizer of `tokenizer.json`, with its own truncation and padding switched off.
+    """The tokenizer of a folder, perhaps lowering the case of texts first.
 
     Raises:
-        CheckpointError: the file is missing or is not a tokenizer.
+        CheckpointError: its file is missing or is not a tokenizer.
     """
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare exceptions
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = checkpoint.read_tokenizer(folder)
     if lowercase:
         steps = [tokenizers.normalizers.Lowercase(), tokenizer.normalizer]
         tokenizer.normalizer = tokenizers.normalizers.Sequence([s for s in steps if s is not None])

@@ -428,7 +428,7 @@ class TestWrongCheckpoints:
             "  misshapen: encoder.layer.2.intermediate.dense.weight, "
             "expected (32, 24), found (3, 24)",
             "  missing: encoder.layer.1.attention.self.key.bias, expected (24,)",
-            "  not floating point: embeddings.LayerNorm.weight, found int8",
+            "  not floating point: embeddings.LayerNorm.weight, found I8",
             "  unexpected: encoder.layer.3.output.dense.bias, found (24,)",
         ]
 

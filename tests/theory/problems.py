@@ -15,18 +15,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from experiments.support import reference, theorems
+from experiments.support.compilation import QUICK_TO_COMPILE
 from experiments.support.reference import Interface, Problem, Sizes
 from icorag_jax.theory.episodes import Episode
 
 # What counts as equal, by precision, relative to the largest number expected.
 LIMITS = {"float64": 1e-10, "float32": 1e-4}
-# Programs run a few times on little data: quick to compile counts for more than quick to run. These
-# more than halve the time to compile.
-QUICK_TO_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 INTERFACES: tuple[Interface, ...] = ("projection", "dot_product", "both")
 
 # Axes of different meaning differ in size, so that no mix-up goes unseen; the second has one
