@@ -1,4 +1,4 @@
-"""Scores of answers as strings: exact match and token F1 as SQuAD has them, and answer recall.
+"""Scores of answers as strings, exact match and token F1 as SQuAD has them, and recall at k.
 
 Every score of several questions is a mapping by question id, so that no two lists can be paired
 wrongly.
@@ -7,7 +7,7 @@ wrongly.
 import collections
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -33,23 +33,37 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the prediction is one of the answers after normalization, else 0."""
+    """1 if the prediction is one of the answers after normalization, else 0.
+
+    Raises:
+        ValueError: there are no answers, or one string is given for them.
+    """
+    _check_answers(answers)
     return float(normalize_answer(prediction) in {normalize_answer(answer) for answer in answers})
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
     """The best F1 of normalized tokens over the answers.
 
-    Where the prediction or an answer has no token left, that F1 is 1 if both have none, else 0.
+    Where the prediction or an answer has no token left, that F1 is 1 if both have none, else 0
+    (SQuAD v2.0; in v1.1, 0 in either case).
+
+    Raises:
+        ValueError: there are no answers, or one string is given for them.
     """
+    _check_answers(answers)
     return max(_pair_f1(prediction, answer) for answer in answers)
 
 
 def contains_answer(text: str, answers: Sequence[str]) -> bool:
     """Whether an answer's normalized tokens occur in the text's, in a row.
 
-    An answer without tokens occurs nowhere.
+    An answer without tokens occurs nowhere. Answers such as "yes" occur by chance.
+
+    Raises:
+        ValueError: there are no answers, or one string is given for them.
     """
+    _check_answers(answers)
     padded = f" {normalize_answer(text)} "
     normalized = (normalize_answer(answer) for answer in answers)
     return any(answer and f" {answer} " in padded for answer in normalized)
@@ -75,6 +89,36 @@ def score_answers(
         {key: exact_match(text, answers[key]) for key, text in predictions.items()},
         {key: token_f1(text, answers[key]) for key, text in predictions.items()},
     )
+
+
+def answer_hits(texts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    """Which texts contain an answer; see `contains_answer`."""
+    return [contains_answer(text, answers) for text in texts]
+
+
+def gold_recall_at(
+    ranked: Mapping[str, Sequence[Hashable]], gold: Mapping[str, Collection[Hashable]], k: int
+) -> dict[str, float]:
+    """The share of a question's gold passages that are among its first k, by question id.
+
+    Args:
+        ranked: what each question's passages are known by, the best rank first: ids, say, or pairs
+            of title and text. A passage that is there twice counts once.
+        gold: what its gold passages are known by, at least one each.
+        k: ranks that count; a question may have fewer.
+
+    Raises:
+        ValueError: k is below 1, the questions differ, or one has no gold passage.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    check_same_questions("ranked", ranked, "gold", gold)
+    if empty := [key for key, passages in gold.items() if not passages]:
+        raise ValueError(f"questions without a gold passage: {_some(empty)}")
+    return {
+        key: len(set(gold[key]).intersection(ranks[:k])) / len(set(gold[key]))
+        for key, ranks in ranked.items()
+    }
 
 
 def recall_at(hits: Mapping[str, Sequence[bool]], k: int) -> dict[str, float]:
@@ -106,6 +150,13 @@ def check_same_questions(
     ):
         if lacking:
             raise ValueError(f"{name} lack questions that {other} have: {_some(sorted(lacking))}")
+
+
+def _check_answers(answers: Sequence[str]) -> None:
+    if isinstance(answers, str):
+        raise ValueError(f"answers is one string, not several; pass [{answers[:40]!r}]")
+    if not answers:
+        raise ValueError("there are no answers to compare with")
 
 
 def _pair_f1(prediction: str, answer: str) -> float:

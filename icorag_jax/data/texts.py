@@ -1,22 +1,18 @@
 """Real questions and passages from local benchmark files, or generated ones where there are none.
 
-A folder holds one folder a benchmark, with `train` and `dev` files of JSON lines, gzipped or not.
-A row has a `question` and `passages`, each passage a `title` and a `text`.
+Files are as `folders` has them; those of a benchmark's test split are not read.
 """
 
-import gzip
-import json
 import os
 import random
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from icorag_jax.data.folders import find_file, read_questions
+from icorag_jax.data.records import Passage
 from icorag_jax.data.sentences import generate_sentences
 
 _VARIABLE = "ICORAG_QA_FOLDER"
-_FILES = ("train.jsonl", "train.jsonl.gz", "dev.jsonl", "dev.jsonl.gz")
+_SPLITS = ("train", "dev")
 
 
 def find_text_folder() -> Path | None:
@@ -56,13 +52,13 @@ def default_texts(count: int, seed: int) -> tuple[list[str], str]:
 def load_texts(folder: Path, count: int, seed: int) -> list[str]:
     """Draws questions and passages, in turn, the first a question; no text occurs twice.
 
-    A passage is its title, a full stop and its text, or the text alone where the title is empty.
-    White space is made single spaces. Every distinct question is as likely as any other, whichever
+    A passage is its title, a full stop and its text, or one alone where the other is empty. White
+    space is made single spaces. Every distinct question is as likely as any other, whichever
     benchmark it is from, and so is every passage; the order of files and rows does not matter.
 
     Args:
-        folder: holds the folders of the benchmarks; their files other than `train.jsonl`,
-            `dev.jsonl` and these two gzipped are not read.
+        folder: holds the folders of the benchmarks; the files of other splits than train and dev
+            are not read.
         count: how many texts.
         seed: of the draw.
 
@@ -74,10 +70,11 @@ def load_texts(folder: Path, count: int, seed: int) -> list[str]:
         raise NotADirectoryError(f"{folder} is not a folder")
     questions: set[str] = set()
     passages: set[str] = set()
-    for path in sorted(p for name in _FILES for p in folder.glob(f"*/{name}")):
-        for question, found in _read_rows(path):
-            questions.add(question)
-            passages.update(found)
+    paths = [find_file(child, split) for child in sorted(folder.iterdir()) for split in _SPLITS]
+    for path in filter(None, paths):
+        for row in read_questions(path):
+            questions.add(_clean(row.question))
+            passages.update(map(_join, row.passages))
     passages -= questions
     wanted = ((count + 1) // 2, count // 2)
     if len(questions) < wanted[0] or len(passages) < wanted[1]:
@@ -92,32 +89,11 @@ def load_texts(folder: Path, count: int, seed: int) -> list[str]:
     return texts
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The question and the passages of each row of a file."""
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        try:
-            row = json.loads(line)
-            question, passages = _clean(row["question"]), [_join(p) for p in row["passages"]]
-        except KeyError as error:
-            raise ValueError(f"{path}, line {number}: no {error}") from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        yield question, passages
-
-
-def _join(passage: Any) -> str:
+def _join(passage: Passage) -> str:
     """A passage as one text."""
-    title, text = passage["title"], _clean(passage["text"])
-    return text if title == "" else f"{_clean(title)}. {text}"
+    return ". ".join(filter(None, map(_clean, (passage.title, passage.text))))
 
 
-def _clean(text: Any) -> str:
-    """A text with single spaces; anything else than a text, or an empty one, is an error."""
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"expected a text, found {text!r}")
+def _clean(text: str) -> str:
+    """A text with single spaces."""
     return " ".join(text.split())

@@ -1,12 +1,17 @@
 """Answer scores against SQuAD's definitions, worked out by hand or by loops."""
 
+import re
+import string
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from icorag_jax.data.answers import (
+    answer_hits,
     contains_answer,
     exact_match,
+    gold_recall_at,
     normalize_answer,
     recall_at,
     score_answers,
@@ -63,6 +68,45 @@ def by_loops(prediction, answer):
 def test_f1_is_the_harmonic_mean_of_precision_and_recall(prediction, answers):
     expected = max(by_loops(prediction, answer) for answer in answers)
     assert token_f1(prediction, answers) == pytest.approx(expected)
+
+
+def official_normalization(text):
+    """As the evaluation script of SQuAD v1.1 does it, step by step."""
+    text = "".join(c for c in text.lower() if c not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+@given(st.text() | st.text("aAnN tThHeE.,-'\u00a0\n"))
+def test_normalization_is_that_of_the_official_script(text):
+    assert normalize_answer(text) == official_normalization(text)
+
+
+@pytest.mark.parametrize("score", [exact_match, token_f1, contains_answer])
+def test_answers_that_are_missing_are_refused(score):
+    with pytest.raises(ValueError, match="no answers"):
+        score("text", [])
+    with pytest.raises(ValueError, match=r"one string, not several; pass \['text'\]"):
+        score("text", "text")
+
+
+def test_hits_are_of_each_text():
+    texts = ["Oslo is cold", "tea", "In Oslo."]
+    assert answer_hits(texts, ["oslo", "Bergen"]) == [True, False, True]
+    assert answer_hits([], ["oslo"]) == []
+
+
+def test_gold_recall_is_a_share_of_the_gold():
+    ranked = {"a": ["x", "g1", "g1", "g2"], "b": ["g"], "c": []}
+    gold = {"b": {"g"}, "a": ["g1", "g2"], "c": ["g"]}
+    assert gold_recall_at(ranked, gold, 1) == {"a": 0.0, "b": 1.0, "c": 0.0}
+    assert gold_recall_at(ranked, gold, 3) == {"a": 0.5, "b": 1.0, "c": 0.0}
+    assert gold_recall_at(ranked, gold, 9) == {"a": 1.0, "b": 1.0, "c": 0.0}
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        gold_recall_at(ranked, gold, 0)
+    with pytest.raises(ValueError, match="ranked lack questions that gold have: 'd'"):
+        gold_recall_at(ranked, {**gold, "d": ["x"]}, 1)
+    with pytest.raises(ValueError, match="questions without a gold passage: 'b'"):
+        gold_recall_at(ranked, {**gold, "b": []}, 1)
 
 
 def test_repeated_tokens_count_as_often_as_they_match():

@@ -1,0 +1,1 @@
+"""Question answering benchmarks, from their public sources or from local folders."""
