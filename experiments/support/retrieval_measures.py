@@ -98,7 +98,10 @@ def recall_table(found: pd.DataFrame, ks: Sequence[int], bootstrap: int, seed: i
         passages), `k`, `mean`, `low`, `high`, `questions`: a row each.
     """
     rows = []
-    for (benchmark, retriever), part in found.groupby(["benchmark", "retriever"], sort=False):
+    pairs = found[["benchmark", "retriever"]].drop_duplicates().to_dict("records")
+    for benchmark, retriever in (pair.values() for pair in pairs):
+        of_both = (found["benchmark"] == benchmark) & (found["retriever"] == retriever)
+        part = found.loc[of_both]
         for measure, recall in (("answer", _answer_recall), ("gold", _gold_recall)):
             values = np.array([list(recall(part, k).values()) for k in ks])
             if not values.size:

@@ -36,14 +36,7 @@ def summarize(recall: pd.DataFrame, compared: pd.DataFrame, costs: pd.DataFrame)
     summary = {
         "recall": tree,
         "mean_over_benchmarks": {
-            measure: {
-                str(retriever): {str(k): float(value) for k, value in part["mean"].items()}
-                for retriever, part in of.groupby(["retriever", "k"], sort=False)[["mean"]]
-                .mean()
-                .reset_index("retriever")
-                .groupby("retriever", sort=False)
-            }
-            for measure, of in recall.groupby("measure", sort=False)
+            measure: _mean_over_benchmarks(of) for measure, of in tree.items()
         },
         "comparisons": compared.to_dict("records"),
         "costs": costs.assign(
@@ -51,6 +44,18 @@ def summarize(recall: pd.DataFrame, compared: pd.DataFrame, costs: pd.DataFrame)
         ).to_dict("records"),
     }
     return summary | {"claims": [dataclasses.asdict(claim) for claim in claims(summary)]}
+
+
+def _mean_over_benchmarks(of: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By retriever and k; every benchmark counts alike."""
+    first = next(iter(of.values()))
+    return {
+        retriever: {
+            k: float(np.mean([benchmark[retriever][k]["mean"] for benchmark in of.values()]))
+            for k in at
+        }
+        for retriever, at in first.items()
+    }
 
 
 def claims(summary: Mapping[str, Any]) -> list[Claim]:
