@@ -161,7 +161,8 @@ def summarize(times: pd.DataFrame) -> dict[str, Any]:
         longer of the two ceilings' times as a share of its own.
     """
     summary: dict[str, Any] = {}
-    for (width, batch), part in times.groupby(["width", "batch"], sort=False):
+    for width, batch in dict.fromkeys(zip(times["width"], times["batch"], strict=True)):
+        part = times.loc[(times["width"] == width) & (times["batch"] == batch)]
         seconds = dict(zip(part["what"], part["seconds"], strict=True))
         passages = int(part["passages"].iloc[0])
         least = max(seconds[name] for name in CEILINGS)

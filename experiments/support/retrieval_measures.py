@@ -98,8 +98,9 @@ def recall_table(found: pd.DataFrame, ks: Sequence[int], bootstrap: int, seed: i
         passages), `k`, `mean`, `low`, `high`, `questions`: a row each.
     """
     rows = []
-    pairs = found[["benchmark", "retriever"]].drop_duplicates().to_dict("records")
-    for benchmark, retriever in (pair.values() for pair in pairs):
+    for benchmark, retriever in dict.fromkeys(
+        zip(found["benchmark"], found["retriever"], strict=True)
+    ):
         of_both = (found["benchmark"] == benchmark) & (found["retriever"] == retriever)
         part = found.loc[of_both]
         for measure, recall in (("answer", _answer_recall), ("gold", _gold_recall)):
