@@ -17,21 +17,21 @@ class Dense:
     Attributes:
         embedding: of passages and queries.
         query_batch: queries searched at once; one size is one compilation.
-        block_rows: passages whose scores a device holds at once.
+        block_scores: scores that a device holds at once, of all queries of a batch together.
         precision: of the embeddings on the devices; sums are in float32.
     """
 
     embedding: Embedding
     query_batch: int = 64
-    block_rows: int = 16384
+    block_scores: int = 2**22
     precision: Precision = "float32"
 
     def __post_init__(self):
         """Checks the sizes."""
-        if self.query_batch < 1 or self.block_rows < 1:
+        if self.query_batch < 1 or self.block_scores < 1:
             raise ValueError(
-                "query_batch and block_rows must be at least 1, got "
-                f"{self.query_batch} and {self.block_rows}"
+                "query_batch and block_scores must be at least 1, got "
+                f"{self.query_batch} and {self.block_scores}"
             )
 
     def index(self, corpus: Sequence[CorpusPassage]) -> "DenseIndex":
@@ -44,7 +44,7 @@ class Dense:
         embeddings = self.embedding.passages(corpus)
         placed = exact_search.place(
             embeddings.rows, len(embeddings), embeddings.width, mesh=exact_search.device_mesh(),
-            block_rows=self.block_rows, precision=self.precision,
+            precision=self.precision,
         )  # fmt: skip
         return DenseIndex(self, placed, embeddings.computed)
 
@@ -66,8 +66,8 @@ class DenseIndex:
     @property
     def size_bytes(self) -> int:
         """The embeddings, without padding."""
-        blocks = self.embeddings.blocks
-        return self.embeddings.count * blocks.shape[-1] * blocks.dtype.itemsize
+        shares = self.embeddings.shares
+        return self.embeddings.count * shares.shape[-1] * shares.dtype.itemsize
 
     def search(self, queries: Sequence[str], k: int) -> SearchResults:
         """The k passages whose embeddings have the largest inner products with the query's."""
@@ -75,6 +75,10 @@ class DenseIndex:
             queries,
             k,
             lambda vectors: exact_search.search(
-                self.embeddings, vectors, k, self.settings.query_batch
+                self.embeddings,
+                vectors,
+                k,
+                batch=self.settings.query_batch,
+                block_scores=self.settings.block_scores,
             ),
         )

@@ -2,9 +2,10 @@
 
 Each device holds an equal share of the rows and goes through them a block at a time; of each block
 it keeps the k best, and the best of all blocks are put together at the end. So memory beside the
-embeddings is one block of scores, and what devices exchange is k candidates a block.
+embeddings is one block and its scores, and what devices exchange is k candidates a block. A block
+is as long as its scores may be many: few queries go through all rows at once.
 
-Axes: `devices`, `blocks` of a device, `rows` of a block, `width` of an embedding, `queries`, `k`.
+Axes: `devices`, `rows` of a device's share, `width` of an embedding, `queries`, `k`.
 """
 
 import dataclasses
@@ -30,12 +31,12 @@ class PlacedEmbeddings:
     """Embeddings on the devices of a mesh.
 
     Attributes:
-        blocks: the rows in their order, then rows of zeros; sharded along `devices`.
+        shares: the rows in their order, then rows of zeros; sharded along `devices`.
         count: rows that are embeddings.
         mesh: of one axis.
     """
 
-    blocks: Float[Array, "devices blocks rows width"]
+    shares: Float[Array, "devices rows width"]
     count: int
     mesh: Mesh
 
@@ -51,7 +52,6 @@ def place(
     width: int,
     *,
     mesh: Mesh,
-    block_rows: int,
     precision: Precision,
 ) -> PlacedEmbeddings:
     """Places embeddings on devices; each reads its own share alone.
@@ -61,36 +61,36 @@ def place(
         count: of rows.
         width: of a row.
         mesh: its devices share the rows, along all of its axes.
-        block_rows: rows of a block, at most (up to rounding to a multiple of 128): the scores that
-            a device holds at once are `queries * block_rows`.
         precision: what the devices hold.
 
     Raises:
-        ValueError: there are no rows, or `block_rows` is below 1.
+        ValueError: there are no rows.
     """
-    if count < 1 or block_rows < 1:
-        raise ValueError(f"count and block_rows must be at least 1, got {count} and {block_rows}")
+    if count < 1:
+        raise ValueError("there are no embeddings to search")
     mesh = Mesh(mesh.devices.ravel(), (_AXIS,))
-    share = -(-count // mesh.size)
-    blocks = -(-share // block_rows)
-    rows = -(-share // (blocks * _GROUP)) * _GROUP
-    held = blocks * rows
+    rows = -(-count // (mesh.size * _GROUP)) * _GROUP
 
     def read(index: Any) -> np.ndarray:
         device = index[0].start or 0
-        shares = np.zeros((1, held, width), jnp.dtype(precision))
-        start, end = (min(count, first * held) for first in (device, device + 1))
+        share = np.zeros((1, rows, width), jnp.dtype(precision))
+        start, end = (min(count, first * rows) for first in (device, device + 1))
         if start < end:
-            shares[0, : end - start] = read_rows(start, end)
-        return shares.reshape(1, blocks, rows, width)
+            share[0, : end - start] = read_rows(start, end)
+        return share
 
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
-    shape = (mesh.size, blocks, rows, width)
-    return PlacedEmbeddings(jax.make_array_from_callback(shape, sharding, read), count, mesh)
+    shares = jax.make_array_from_callback((mesh.size, rows, width), sharding, read)
+    return PlacedEmbeddings(shares, count, mesh)
 
 
 def search(
-    embeddings: PlacedEmbeddings, queries: Float[np.ndarray, "queries width"], k: int, batch: int
+    embeddings: PlacedEmbeddings,
+    queries: Float[np.ndarray, "queries width"],
+    k: int,
+    *,
+    batch: int,
+    block_scores: int,
 ) -> SearchResults:
     """The rows with the largest inner products, descending, equal ones in the rows' order.
 
@@ -101,6 +101,7 @@ def search(
         queries: what for.
         k: how many rows; one k is one compilation a size of batch.
         batch: queries searched at once; what is left of them is filled up to a power of two.
+        block_scores: scores that a device holds at once, or 128 a query if that is more.
 
     Returns:
         Numbers of rows as ids, and inner products.
@@ -115,29 +116,35 @@ def search(
         size = min(batch, 1 << (len(part) - 1).bit_length())
         filled = np.pad(part, ((0, size - len(part)), (0, 0)))
         outputs = _search(
-            embeddings.mesh, found, embeddings.count, embeddings.blocks, jnp.asarray(filled)
+            embeddings.mesh,
+            found,
+            embeddings.count,
+            block_scores,
+            embeddings.shares,
+            jnp.asarray(filled),
         )
         for result, output in zip(results, outputs, strict=True):
             result[start : start + len(part), :found] = np.asarray(output)[: len(part)]
     return results
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _search(
     mesh: Mesh,
     k: int,
     count: int,
-    blocks: Float[Array, "devices blocks rows width"],
+    block_scores: int,
+    shares: Float[Array, "devices rows width"],
     queries: Float[Array, "queries width"],
 ) -> tuple[Int[Array, "queries k"], Float[Array, "queries k"]]:
     own, all_of_it = PartitionSpec(_AXIS), PartitionSpec()
     candidates = jax.shard_map(
-        functools.partial(_search_share, k, count),
+        functools.partial(_search_share, k, count, block_scores),
         mesh=mesh,
         in_specs=(own, all_of_it),
         out_specs=(PartitionSpec(None, _AXIS), PartitionSpec(None, _AXIS)),
     )
-    ids, scores = candidates(blocks, queries.astype(blocks.dtype))
+    ids, scores = candidates(shares, queries.astype(shares.dtype))
     # Candidates come in the rows' order where they are equal, and `top_k` keeps the first of these.
     scores, places = jax.lax.top_k(scores, k)
     return jnp.take_along_axis(ids, places, axis=1), scores
@@ -146,27 +153,33 @@ def _search(
 def _search_share(
     k: int,
     count: int,
-    blocks: Float[Array, "1 blocks rows width"],
+    block_scores: int,
+    shares: Float[Array, "1 rows width"],
     queries: Float[Array, "queries width"],
 ) -> tuple[Int[Array, "queries candidates"], Float[Array, "queries candidates"]]:
     """The k best of each block of a device."""
-    _, number, rows, _ = blocks.shape
-    first = jax.lax.axis_index(_AXIS) * (number * rows)
-    starts = first + jnp.arange(number, dtype=jnp.int32) * rows
+    share, asked = shares[0], queries.shape[0]
+    length = max(_GROUP, block_scores // asked // _GROUP * _GROUP)
+    blocks = -(-share.shape[0] // length)
+    length = min(length, share.shape[0])
+    first = jax.lax.axis_index(_AXIS) * share.shape[0]
 
-    def search_block(block_and_start):
-        block, start = block_and_start
+    def search_block(number):
+        # The last block begins early, so that it ends with the rows: those that the block before
+        # has seen do not count again.
+        start = jnp.minimum(number * length, share.shape[0] - length)
+        block = share if blocks == 1 else jax.lax.dynamic_slice_in_dim(share, start, length)
         scores = jax.lax.dot_general(
             queries, block, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )  # fmt: skip
-        ids = start + jnp.arange(rows, dtype=jnp.int32)
-        scores = jnp.where((ids < count)[None], scores, -jnp.inf)
-        scores, places = _top_k(scores, min(k, rows))
-        return start + places, scores
+        rows = start + jnp.arange(length, dtype=jnp.int32)
+        counted = (rows >= number * length) & (first + rows < count)
+        scores, places = _top_k(jnp.where(counted[None], scores, -jnp.inf), min(k, length))
+        return first + start + places, scores
 
-    ids, scores = jax.lax.map(search_block, (blocks[0], starts))
-    join = lambda found: jnp.moveaxis(found, 0, 1).reshape(queries.shape[0], -1)  # noqa: E731
+    ids, scores = jax.lax.map(search_block, jnp.arange(blocks, dtype=jnp.int32))
+    join = lambda found: jnp.moveaxis(found, 0, 1).reshape(asked, -1)  # noqa: E731
     return join(ids), join(scores)
 
 

@@ -13,7 +13,7 @@ from benchmarks.retrieval import Config
 
 def tiny(out, **changes):
     sizes = {"passages": 300, "widths": (8,), "batches": (1, 3), "k": 4, "ceiling": 16}
-    return Config(out, **{**sizes, "block_rows": 128, "seconds": 1e-6, **changes})
+    return Config(out, **{**sizes, "seconds": 1e-6, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def test_half_precision_takes_half_the_bytes():
     np.testing.assert_allclose(found.scores, expected.scores, atol=0.02)
 
 
-@pytest.mark.parametrize("change", [{"query_batch": 0}, {"block_rows": 0}])
+@pytest.mark.parametrize("change", [{"query_batch": 0}, {"block_scores": 0}])
 def test_bad_sizes(change):
     with pytest.raises(ValueError, match="must be at least 1"):
         make_dense(**change)

@@ -24,20 +24,21 @@ def brute_force(embeddings: np.ndarray, queries: np.ndarray, k: int):
     return order, np.take_along_axis(scores, order, axis=1)
 
 
-def place(embeddings: np.ndarray, block_rows: int, precision="float32"):
+def place(embeddings: np.ndarray, precision="float32"):
     return exact_search.place(
         lambda start, end: embeddings[start:end], *embeddings.shape,
-        mesh=exact_search.device_mesh(), block_rows=block_rows, precision=precision,
+        mesh=exact_search.device_mesh(), precision=precision,
     )  # fmt: skip
 
 
-def check_whole_numbers(count, block_rows, queries, k, batch, precision, seed):
+def check_whole_numbers(count, block_scores, queries, k, batch, precision, seed):
     """Embeddings of few values, so that most scores have equals."""
     rng = np.random.default_rng(seed)
     embeddings = rng.integers(-1, 2, (count, 4)).astype(np.float32)
     asked = rng.integers(-2, 3, (queries, 4)).astype(np.float32)
-    placed = place(embeddings, block_rows, precision)
-    ids, scores = exact_search.search(placed, asked, k, batch)
+    ids, scores = exact_search.search(
+        place(embeddings, precision), asked, k, batch=batch, block_scores=block_scores
+    )
     expected_ids, expected_scores = brute_force(embeddings, asked, k)
     kept = min(k, count)
     assert ids.shape == scores.shape == (queries, k)
@@ -50,25 +51,27 @@ def check_whole_numbers(count, block_rows, queries, k, batch, precision, seed):
 # k above a block's rows, k with and without groups of scores left out.
 @given(
     count=st.sampled_from([1, 128, 700]),
-    block_rows=st.sampled_from([256, 4096]),
+    block_scores=st.sampled_from([1, 4 * 256, 4 * 4096]),
     k=st.sampled_from([3, 140]),
     seed=st.integers(0, 10_000),
 )
-def test_equal_to_brute_force(count, block_rows, k, seed):
-    check_whole_numbers(count, block_rows, 5, k, 4, "float32", seed)
+def test_equal_to_brute_force(count, block_scores, k, seed):
+    check_whole_numbers(count, block_scores, 5, k, 4, "float32", seed)
 
 
 def test_equal_to_brute_force_in_many_blocks_and_in_half_precision():
-    check_whole_numbers(5000, 100, 1, 7, 4, "bfloat16", seed=0)
+    check_whole_numbers(5000, 300, 1, 7, 4, "bfloat16", seed=0)
 
 
-@pytest.mark.parametrize("block_rows", [300, 4096])
-def test_equal_to_brute_force_on_the_sphere(block_rows):
+@pytest.mark.parametrize("block_scores", [64 * 300, 64 * 4096])
+def test_equal_to_brute_force_on_the_sphere(block_scores):
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(3000, 32)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     asked = embeddings[:70] + 0.1 * rng.normal(size=(70, 32)).astype(np.float32)
-    ids, scores = exact_search.search(place(embeddings, block_rows), asked, 20, 64)
+    ids, scores = exact_search.search(
+        place(embeddings), asked, 20, batch=64, block_scores=block_scores
+    )
     expected_ids, expected_scores = brute_force(embeddings, asked, 20)
     # No two of these are nearer to each other than rounding: the order has to be the same.
     assert np.diff(-expected_scores, axis=1).min() > 1e-7
@@ -91,10 +94,10 @@ def test_groups_that_are_left_out_are_beaten():
 def test_half_precision_is_of_rounded_embeddings():
     rng = np.random.default_rng(1)
     embeddings = rng.normal(size=(200, 16)).astype(np.float32)
-    placed = place(embeddings, 64, "bfloat16")
-    assert placed.blocks.dtype == jnp.bfloat16
+    placed = place(embeddings, "bfloat16")
+    assert placed.shares.dtype == jnp.bfloat16
     asked = rng.normal(size=(3, 16)).astype(np.float32)
-    ids, scores = exact_search.search(placed, asked, 5, 4)
+    ids, scores = exact_search.search(placed, asked, 5, batch=4, block_scores=2**20)
     asked, embeddings = (
         np.asarray(jnp.asarray(a, jnp.bfloat16).astype(jnp.float32)) for a in (asked, embeddings)
     )
@@ -103,10 +106,9 @@ def test_half_precision_is_of_rounded_embeddings():
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("count", "block_rows"), [(0, 4), (4, 0)])
-def test_bad_sizes(count, block_rows):
-    with pytest.raises(ValueError, match="count and block_rows must be at least 1"):
-        place(np.zeros((count, 4), np.float32), block_rows)
+def test_nothing_to_search():
+    with pytest.raises(ValueError, match="there are no embeddings"):
+        place(np.zeros((0, 4), np.float32))
 
 
 SPREAD = """
@@ -119,11 +121,11 @@ from icorag_jax.retrieval import exact_search
 
 assert exact_search.device_mesh().size == 4
 # The last devices may have nothing but padding, or one row.
-for seed, (count, block_rows, k) in enumerate([(2, 8, 3), (1000, 128, 5), (385, 4096, 200)]):
-    here.check_whole_numbers(count, block_rows, 3, k, 2, "float32", seed)
+for seed, (count, block_scores, k) in enumerate([(2, 8, 3), (1000, 256, 5), (385, 4096, 200)]):
+    here.check_whole_numbers(count, block_scores, 3, k, 2, "float32", seed)
 embeddings = np.ones((1000, 4), np.float32)
-placed = here.place(embeddings, 128)
-shards = placed.blocks.addressable_shards
+placed = here.place(embeddings)
+shards = placed.shares.addressable_shards
 print(len({shard.device for shard in shards}), {shard.data.shape for shard in shards})
 """
 
@@ -136,4 +138,4 @@ def test_spread_over_devices(tmp_path):
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "4 {(1, 2, 128, 4)}"
+    assert done.stdout.strip() == "4 {(1, 256, 4)}"
