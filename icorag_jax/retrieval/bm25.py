@@ -34,8 +34,7 @@ _VOCABULARY = "vocabulary.json"
 class Bm25:
     """Settings of BM25, in Lucene's form: `idf * tf / (tf + k1 * (1 - b + b * length / mean))`.
 
-    `k1` and `b` are Anserini's, for passages. These, a title that counts twice, stemming, and stop
-    words left in were the best of 100 settings on the training questions of six benchmarks.
+    `k1` and `b` are Anserini's, for passages; `docs/retrieval.md` says what else was tried.
 
     Attributes:
         k1: how slowly a word's repetitions within a passage saturate; above 0.

@@ -184,17 +184,17 @@ def test_a_killed_indexer_loses_no_finished_shard(tmp_path, expected):
     finished: dict[str, int] = {}
     kills = 0
     for delay in (0.3, 0.6, 0.9, 60.0):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-c", INDEXER, str(tmp_path)],
             env=environment, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        try:
-            process.wait(timeout=delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            try:
+                process.wait(timeout=delay)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
         shards = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.npy")}
         # All that was there before is still there, and was not written again.
         assert finished.items() <= shards.items()
