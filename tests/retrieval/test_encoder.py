@@ -28,7 +28,12 @@ from icorag_jax.retrieval.encoder import (
     plan_batches,
     tokenize,
 )
-from icorag_jax.retrieval.encoder_files import BGE_PROMPTS, E5_PROMPTS, Prompts
+from icorag_jax.retrieval.encoder_files import (
+    BGE_PROMPTS,
+    E5_PROMPTS,
+    Prompts,
+    read_settings,
+)
 
 TOLERANCE = 1e-5
 HAND_WRITTEN = [
@@ -299,10 +304,12 @@ class TestPrompts:
     def test_those_of_the_files(self, tiny, name: str):
         content = {"prompts": {"query": "q: ", name: "p: "}, "default_prompt_name": None}
         (tiny[0] / "config_sentence_transformers.json").write_text(json.dumps(content))
-        prompts = Prompts("q: ", "p: ")
-        assert load_encoder(tiny[0]).prompts == load_encoder(tiny[0], prompts).prompts == prompts
+        assert read_settings(tiny[0]).prompts == Prompts("q: ", "p: ")
         with pytest.raises(ValueError, match="has prompts of its own"):
             load_encoder(tiny[0], E5_PROMPTS)
+        if name == "passage":
+            given = load_encoder(tiny[0], Prompts("q: ", "p: "))
+            assert given.prompts == load_encoder(tiny[0]).prompts == Prompts("q: ", "p: ")
 
     @pytest.mark.parametrize(
         "prompts", [None, {}, {"query": "", "document": ""}, {"clustering": "c: "}]
@@ -310,8 +317,7 @@ class TestPrompts:
     def test_files_that_do_not_say(self, tiny, prompts):
         content = {"__version__": {}} if prompts is None else {"prompts": prompts}
         (tiny[0] / "config_sentence_transformers.json").write_text(json.dumps(content))
-        assert load_encoder(tiny[0]).prompts == Prompts("", "")
-        assert load_encoder(tiny[0], E5_PROMPTS).prompts == E5_PROMPTS
+        assert read_settings(tiny[0]).prompts is None
 
     @pytest.mark.parametrize("prompts", ["query: ", {"query": 3}])
     def test_malformed(self, tiny, prompts):
