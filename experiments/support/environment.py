@@ -14,7 +14,7 @@ import icorag_jax
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pandas", "pyarrow", "matplotlib",
-    "orbax-checkpoint", "safetensors", "tokenizers", "icorag_jax",
+    "orbax-checkpoint", "safetensors", "tokenizers", "bm25s", "pystemmer", "icorag_jax",
 )  # fmt: skip
 
 

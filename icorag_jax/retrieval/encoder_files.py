@@ -48,6 +48,24 @@ class BertConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What an encoder wants before a text.
+
+    Attributes:
+        query: before a query.
+        passage: before a passage.
+    """
+
+    query: str = ""
+    passage: str = ""
+
+
+# Of checkpoints whose own files do not have them: Wang et al. 2022, and Xiao et al. 2023 (English).
+E5_PROMPTS = Prompts("query: ", "passage: ")
+BGE_PROMPTS = Prompts("Represent this sentence for searching relevant passages: ", "")
+
+
+@dataclasses.dataclass(frozen=True)
 class SentenceSettings:
     """What the sentence-transformers files of a folder say beside the transformer itself.
 
@@ -57,6 +75,7 @@ class SentenceSettings:
         normalize: scale embeddings to unit length.
         max_length: tokens a text is cut to, or None where no file says.
         lowercase: lower the case of texts before the tokenizer does its own normalization.
+        prompts: what comes before a query and a passage, or None where no file says.
     """
 
     folder: Path
@@ -64,6 +83,7 @@ class SentenceSettings:
     normalize: bool
     max_length: int | None
     lowercase: bool
+    prompts: Prompts | None
 
 
 def read_config(folder: Path) -> BertConfig:
@@ -102,7 +122,7 @@ def read_config(folder: Path) -> BertConfig:
 
 
 def read_settings(folder: Path) -> SentenceSettings:
-    """Pooling, normalization and length limit; mean pooling and unit length where no file says.
+    """All that the files say; mean pooling and unit length where there are none.
 
     Raises:
         CheckpointError: the files ask for a module or a pooling that is not supported.
@@ -127,14 +147,29 @@ def read_settings(folder: Path) -> SentenceSettings:
     cut, lowercase = limits.get("max_seq_length"), bool(limits.get("do_lower_case"))
     if cut is not None and (not isinstance(cut, int) or cut is True or cut < 1):
         raise CheckpointError(f"{path}: max_seq_length must be a whole number, found {cut!r}")
-    return SentenceSettings(transformer, pooling, normalize, cut, lowercase)
+    prompts = _read_prompts(folder / "config_sentence_transformers.json")
+    return SentenceSettings(transformer, pooling, normalize, cut, lowercase, prompts)
+
+
+def _read_prompts(path: Path) -> Prompts | None:
+    """The prompts of queries and of passages, whose names differ; None where there is neither."""
+    named = read_json(path, dict).get("prompts") if path.exists() else None
+    if named is None:
+        return None
+    if not isinstance(named, dict) or not all(isinstance(text, str) for text in named.values()):
+        raise CheckpointError(f"{path}: prompts must be texts by name, found {named!r:.60}")
+    passage = [named[name] for name in ("document", "passage", "corpus") if name in named]
+    prompts = Prompts(named.get("query", ""), passage[0] if passage else "")
+    # Empty ones are written for want of others.
+    return None if prompts == Prompts() else prompts
 
 
 def _read_pooling(path: Path) -> Pooling:
     """The pooling of a sentence-transformers pooling module."""
-    modes = [
-        key for key, on in read_json(path, dict).items() if key.startswith("pooling_mode") and on
-    ]
+    content = read_json(path, dict)
+    if not content.get("include_prompt", True):
+        raise CheckpointError(f"{path}: pooling that leaves prompts out is not supported")
+    modes = [key for key, on in content.items() if key.startswith("pooling_mode") and on]
     match modes:
         case ["pooling_mode_mean_tokens"]:
             return "mean"

@@ -1,7 +1,9 @@
 """The encoder against PyTorch's BERT on the same weights, and what makes a checkpoint wrong."""
 
+import dataclasses
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -25,6 +27,12 @@ from icorag_jax.retrieval.encoder import (
     load_encoder,
     plan_batches,
     tokenize,
+)
+from icorag_jax.retrieval.encoder_files import (
+    BGE_PROMPTS,
+    E5_PROMPTS,
+    Prompts,
+    read_settings,
 )
 
 TOLERANCE = 1e-5
@@ -266,7 +274,7 @@ class TestBatches:
 
     def test_shapes(self):
         batches = plan_batches([3, 70, 16, 17, 5], 2, 100)
-        assert batches == [([1, 3], (2, 100)), ([2, 4], (2, 16)), ([0], (1, 16))]
+        assert batches == [([1, 3], (2, 80)), ([2, 4], (2, 16)), ([0], (1, 16))]
 
     def test_few_compilations(self, tiny, monkeypatch: pytest.MonkeyPatch):
         encoder = load_encoder(tiny[0])
@@ -282,6 +290,68 @@ class TestBatches:
         embed(encoder, texts, batch_size=8)
         # Padded lengths 16 and 20, and a last batch of 54 - 6 * 8 = 6 texts in 8 rows.
         assert shapes == {(8, 16), (8, 20)}
+
+
+class TestPrompts:
+    def test_none_where_no_file_says(self, minilm: SentenceEncoder, tiny):
+        assert minilm.prompts == load_encoder(tiny[0]).prompts == Prompts("", "")
+
+    def test_given_for_a_checkpoint_without(self, tiny):
+        assert load_encoder(tiny[0], E5_PROMPTS).prompts == Prompts("query: ", "passage: ")
+        assert load_encoder(tiny[0], BGE_PROMPTS).prompts.passage == ""
+
+    @pytest.mark.parametrize("name", ["passage", "document", "corpus"])
+    def test_those_of_the_files(self, tiny, name: str):
+        content = {"prompts": {"query": "q: ", name: "p: "}, "default_prompt_name": None}
+        (tiny[0] / "config_sentence_transformers.json").write_text(json.dumps(content))
+        assert read_settings(tiny[0]).prompts == Prompts("q: ", "p: ")
+        with pytest.raises(ValueError, match="has prompts of its own"):
+            load_encoder(tiny[0], E5_PROMPTS)
+        if name == "passage":
+            given = load_encoder(tiny[0], Prompts("q: ", "p: "))
+            assert given.prompts == load_encoder(tiny[0]).prompts == Prompts("q: ", "p: ")
+
+    @pytest.mark.parametrize(
+        "prompts", [None, {}, {"query": "", "document": ""}, {"clustering": "c: "}]
+    )
+    def test_files_that_do_not_say(self, tiny, prompts):
+        content = {"__version__": {}} if prompts is None else {"prompts": prompts}
+        (tiny[0] / "config_sentence_transformers.json").write_text(json.dumps(content))
+        assert read_settings(tiny[0]).prompts is None
+
+    @pytest.mark.parametrize("prompts", ["query: ", {"query": 3}])
+    def test_malformed(self, tiny, prompts):
+        path = tiny[0] / "config_sentence_transformers.json"
+        path.write_text(json.dumps({"prompts": prompts}))
+        with pytest.raises(CheckpointError, match="prompts must be texts by name"):
+            load_encoder(tiny[0])
+
+    def test_left_out_of_pooling(self, tiny):
+        write_sentence_files(tiny[0], "mean_tokens", ["Transformer", "Pooling"])
+        path = tiny[0] / "1_Pooling" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "include_prompt": False}))
+        with pytest.raises(CheckpointError, match="leaves prompts out is not supported"):
+            load_encoder(tiny[0])
+
+
+class TestFingerprint:
+    def test_of_all_that_embeddings_depend_on(self, tiny):
+        encoder = load_encoder(tiny[0])
+        weights = jax.tree_util.tree_map(lambda leaf: leaf.at[0].add(1e-6), encoder.params)
+        others = [
+            dataclasses.replace(encoder, params=weights),
+            dataclasses.replace(encoder, pooling="cls"),
+            dataclasses.replace(encoder, normalize=False),
+            dataclasses.replace(encoder, max_length=9),
+            dataclasses.replace(encoder, prompts=E5_PROMPTS),
+        ]
+        set_config(tiny[0], layer_norm_eps=1e-5)
+        others.append(load_encoder(tiny[0]))
+        assert len({one.fingerprint() for one in [encoder, *others]}) == 1 + len(others)
+
+    def test_the_same_from_another_folder(self, tiny, tmp_path: Path):
+        there = shutil.copytree(tiny[0], tmp_path / "elsewhere")
+        assert load_encoder(there).fingerprint() == load_encoder(tiny[0]).fingerprint()
 
 
 class TestCheckpoints:

@@ -1,0 +1,237 @@
+"""Hold retrievers against each other: how often they find an answer, or the gold passages.
+
+Every benchmark of a local folder (`docs/data.md`) by BM25, by dense retrieval and by the fusion of
+their rankings. Answer recall at k is the share of questions with an answer's words in one of the
+first k passages, title or text. Gold recall at k is the mean share of a question's gold passages
+that are among the first k, over the questions that have any.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from experiments.support import retrieval_report
+from experiments.support.command import check_numbers, run_command
+from experiments.support.retrieval_measures import (
+    compare_retrievers,
+    find_benchmarks,
+    found_passages,
+    recall_table,
+)
+from experiments.support.run_folder import open_run
+from icorag_jax.data.folders import find_corpus, find_splits, read_corpus, read_questions
+from icorag_jax.data.records import CorpusPassage, Question
+from icorag_jax.retrieval.bm25 import Bm25
+from icorag_jax.retrieval.dense import Dense
+from icorag_jax.retrieval.embeddings import Embedding
+from icorag_jax.retrieval.encoder import SentenceEncoder, find_default_encoder, load_encoder
+from icorag_jax.retrieval.encoder_files import Prompts
+from icorag_jax.retrieval.hybrid import Fusion, HybridIndex
+from icorag_jax.retrieval.retriever import Index
+
+RetrieverName = Literal["bm25", "dense", "hybrid"]
+_PARTS: tuple[RetrieverName, ...] = ("bm25", "dense")  # of the hybrid
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the run.
+
+    Attributes:
+        out: folder to write.
+        data: folder of benchmarks and corpora.
+        seed: of the draws of questions and of the bootstrap.
+        resume: continue a run that was interrupted.
+        benchmarks: which, or none for all that have the split.
+        split: train, dev or test.
+        retrievers: which.
+        questions: how many of each benchmark, drawn at random, or all.
+        encoder: folder or hub id of the dense retriever's encoder; by default the installed one.
+        query_prompt: what it wants before a query, if its files do not say.
+        passage_prompt: what it wants before a passage, if its files do not say.
+        max_length: tokens a passage is cut to.
+        batch_size: texts embedded at once.
+        cache: folder to keep indexes in; by default one in the run's own.
+        ks: places to look at.
+        bootstrap: draws of an interval.
+    """
+
+    out: Path
+    data: Path
+    seed: int = 0
+    resume: bool = False
+    benchmarks: tuple[str, ...] = ()
+    split: str = "dev"
+    retrievers: tuple[RetrieverName, ...] = ("bm25", "dense", "hybrid")
+    questions: int | None = None
+    encoder: str | None = None
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    max_length: int = 256
+    batch_size: int = 32
+    cache: Path | None = None
+    ks: tuple[int, ...] = (1, 3, 5, 10, 20)
+    bootstrap: int = 2000
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "full": {},
+    "quick": {"questions": 100, "max_length": 64},
+}
+
+
+def main(config: Config) -> None:
+    """Runs the experiment and writes its folder.
+
+    Raises:
+        ValueError: settings, data or an encoder that are not right; nothing is written.
+    """
+    _check(config)
+    corpora = find_benchmarks(config.data, config.split, config.benchmarks)
+    questions = {name: read_sample(config, name) for name in corpora}
+    for corpus in set(corpora.values()):
+        find_corpus(config.data, corpus)
+    encoder = read_encoder(config) if {"dense", "hybrid"} & set(config.retrievers) else None
+    with (
+        open_run(config.out, "retrieval_eval", config, resume=config.resume) as run,
+        tqdm(total=2 * len(corpora) * len(config.retrievers), unit="cell") as progress,
+    ):
+        found, costs = [], []
+        for corpus in dict.fromkeys(corpora.values()):
+            indexes = Indexes(config, corpus, encoder, config.cache or run.path / "cache")
+            for retriever in config.retrievers:
+                build = functools.partial(indexes.build_cost, retriever)
+                cost = run.cell(f"build_{corpus}_{retriever}", build)
+                for benchmark in [name for name, of in corpora.items() if of == corpus]:
+                    progress.set_description(f"{benchmark}, {retriever}")
+                    asked, name = questions[benchmark], f"{benchmark}_{retriever}"
+                    labels = {"benchmark": benchmark, "retriever": retriever}
+                    search = functools.partial(indexes.search, retriever, asked)
+                    found.append(run.cell(f"search_{name}", search).assign(**labels))
+                    progress.update()
+                    clock = functools.partial(indexes.search_cost, retriever, asked)
+                    speed = run.cell(f"speed_{name}", clock)
+                    costs.append(pd.concat([cost, speed], axis=1).assign(**labels))
+                    progress.update()
+        results = pd.concat(found, ignore_index=True)
+        recall = recall_table(results, config.ks, config.bootstrap, config.seed)
+        compared = compare_retrievers(results, config.retrievers, config.bootstrap, config.seed)
+        run.write_table("found", results)
+        run.write_table("recall", recall)
+        run.write_table("comparisons", compared)
+        # Times of this machine, which another run does not have: in a table of their own.
+        cost = pd.concat(costs, ignore_index=True)
+        run.write_table("costs", cost)
+        for name, figure in retrieval_report.draw(recall).items():
+            run.write_figure(name, figure)
+        summary = retrieval_report.summarize(recall, compared, cost)
+        run.write_account(retrieval_report.account(summary))
+        run.write_summary(summary)
+
+
+class Indexes:
+    """The indexes of one corpus, each made when it is first asked for."""
+
+    def __init__(
+        self, config: Config, corpus: str, encoder: SentenceEncoder | None, cache: Path
+    ) -> None:
+        """Reads nothing yet."""
+        self._config, self._name = config, corpus
+        self._encoder, self._cache = encoder, cache
+        self._made: dict[str, Index] = {}
+
+    @functools.cached_property
+    def corpus(self) -> list[CorpusPassage]:
+        """The passages."""
+        return list(read_corpus(find_corpus(self._config.data, self._name)))
+
+    def get(self, retriever: RetrieverName) -> Index:
+        """An index, made now or before."""
+        if retriever not in self._made:
+            self._made[retriever] = self._make(retriever)
+        return self._made[retriever]
+
+    def build_cost(self, retriever: RetrieverName) -> pd.DataFrame:
+        """Seconds, bytes, and how many passages were embedded rather than in the cache: one row."""
+        start = time.perf_counter()
+        index = self.get(retriever)
+        return pd.DataFrame(
+            {
+                "passages": [len(self.corpus)],
+                "build_seconds": [time.perf_counter() - start],
+                "embedded_now": [getattr(index, "computed", 0)],
+                "bytes": [index.size_bytes],
+            }
+        )
+
+    def search(self, retriever: RetrieverName, questions: list[Question]) -> pd.DataFrame:
+        """What is found for questions: a row a question and place."""
+        results = self.get(retriever).search(_texts(questions), max(self._config.ks))
+        return found_passages(questions, self.corpus, results)
+
+    def search_cost(self, retriever: RetrieverName, questions: list[Question]) -> pd.DataFrame:
+        """Seconds to search all questions at once, compiled before: one row."""
+        index, k = self.get(retriever), max(self._config.ks)
+        index.search(_texts(questions), k)
+        start = time.perf_counter()
+        index.search(_texts(questions), k)
+        seconds = time.perf_counter() - start
+        return pd.DataFrame({"questions": [len(questions)], "search_seconds": [seconds]})
+
+    def _make(self, retriever: RetrieverName) -> Index:
+        if retriever == "hybrid":
+            return HybridIndex(tuple(self.get(part) for part in _PARTS), Fusion())
+        if retriever == "bm25":
+            return Bm25(cache=self._cache).index(self.corpus)
+        assert self._encoder is not None  # read where dense retrieval is asked for
+        embedding = Embedding(
+            self._encoder, self._config.max_length, self._config.batch_size,
+            shard_passages=1024, cache=self._cache, progress=True,
+        )  # fmt: skip
+        return Dense(embedding).index(self.corpus)
+
+
+def read_sample(config: Config, benchmark: str) -> list[Question]:
+    """The questions of a benchmark, or a draw of them, in the file's order."""
+    questions = list(read_questions(find_splits(config.data / benchmark)[config.split]))
+    if config.questions is None or config.questions >= len(questions):
+        return questions
+    rng = np.random.default_rng(config.seed)
+    chosen = rng.choice(len(questions), config.questions, replace=False)
+    return [questions[index] for index in np.sort(chosen)]
+
+
+def read_encoder(config: Config) -> SentenceEncoder:
+    """The encoder of dense retrieval."""
+    prompts = Prompts(config.query_prompt, config.passage_prompt)
+    source = config.encoder or find_default_encoder()
+    encoder = load_encoder(source, prompts if prompts != Prompts() else None)
+    if config.max_length > encoder.config.max_position_embeddings:
+        raise ValueError(
+            f"max_length must be at most {encoder.config.max_position_embeddings}, the positions "
+            f"of {source}, got {config.max_length}"
+        )
+    return encoder
+
+
+def _texts(questions: list[Question]) -> list[str]:
+    return [question.question for question in questions]
+
+
+def _check(config: Config) -> None:
+    check_numbers(config)
+    for name in ("retrievers", "ks"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be at least one, each once, got {list(values)}")
+
+
+if __name__ == "__main__":
+    run_command(main, Config, PRESETS)

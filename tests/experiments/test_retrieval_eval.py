@@ -1,0 +1,267 @@
+"""The evaluation end to end on a folder of its own, its recall by hand, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import retrieval_eval
+from experiments.retrieval_eval import Config
+from experiments.support.command import run_command
+from experiments.support.retrieval_measures import (
+    compare_retrievers,
+    find_benchmarks,
+    found_passages,
+    recall_table,
+)
+from experiments.support.run_folder import RunFolderError
+from icorag_jax.data.answers import normalize_answer
+from icorag_jax.data.folders import read_corpus, read_questions, write_corpus, write_questions
+from icorag_jax.data.records import CorpusPassage, Passage, Question
+from icorag_jax.data.texts import find_text_folder
+from icorag_jax.retrieval.bm25 import Bm25
+from icorag_jax.retrieval.retriever import SearchResults, passage_text
+
+CORPUS = [
+    CorpusPassage("r", "Rome", "The capital of Italy lies on the Tiber."),
+    CorpusPassage("p", "Paris", "The capital of France lies on the Seine."),
+    CorpusPassage("t", "Tiber", "A river of Italy, famous in Rome."),
+    CorpusPassage("m", "Mount Etna", "A volcano."),
+]
+QUESTIONS = [
+    Question("1", "Which river flows through the capital of Italy?", ("the Tiber", "Tevere"), (
+        Passage("Rome", "The capital of Italy lies on the Tiber.", True),
+        Passage("Tiber", "A river of Italy, famous in Rome.", True),
+        Passage("Mount Etna", "A volcano.", False),
+    )),
+    Question("2", "What is the capital of France?", ("Paris",), (
+        Passage("Paris", "The capital of France lies on the Seine.", True),
+        Passage("Paris", "Of another edition.", True),
+    )),
+    Question("3", "Which volcano erupts?", ("Vesuvius",), (Passage("Mount Etna", "A volcano."),)),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_corpus(folder / "corpora" / "world.jsonl.gz", CORPUS)
+    write_questions(folder / "facts" / "dev.jsonl", QUESTIONS)
+    write_questions(folder / "more" / "dev.jsonl.gz", QUESTIONS[1:])
+    write_questions(folder / "training" / "train.jsonl", QUESTIONS[:1])
+    return folder
+
+
+def make_config(out: Path, data: Path, **changes) -> Config:
+    # The encoder in few tokens and one shape a time: quick to compile.
+    settings = {"max_length": 16, "batch_size": 4, "ks": (1, 2), "bootstrap": 50}
+    return Config(out, data, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    retrieval_eval.main(make_config(out, data))
+    return out
+
+
+class TestCommand:
+    def test_everything_is_measured(self, finished):
+        recall = pd.read_parquet(finished / "recall.parquet")
+        expected = 2 * 3 * 2 * 2  # benchmarks, retrievers, measures, ks
+        assert len(recall) == len(recall.drop_duplicates(list(recall.columns[:4]))) == expected
+        assert (recall["low"] <= recall["mean"]).all() and (recall["mean"] <= recall["high"]).all()
+        costs = pd.read_parquet(finished / "costs.parquet")
+        assert len(costs) == 2 * 3
+        assert (costs[["search_seconds", "bytes"]] > 0).all(axis=None)
+        dense = costs.loc[costs["retriever"] == "dense"]
+        assert (dense["embedded_now"] == 4).all() and (dense["bytes"] == 4 * 384 * 4).all()
+        summary = json.loads((finished / "summary.json").read_text())
+        assert set(summary["recall"]["gold"]["facts"]) == {"bm25", "dense", "hybrid"}
+        assert summary["recall"]["answer"]["facts"]["bm25"]["1"]["questions"] == 3
+        assert summary["recall"]["gold"]["facts"]["bm25"]["1"]["questions"] == 2
+        assert len(summary["comparisons"]) == 2 * 3
+        account = (finished / "account.md").read_text()
+        assert "easier" in account and "| facts | 3 | hybrid |" in account
+        for name in ("answer_recall", "gold_recall"):
+            assert (finished / "figures" / f"{name}.png").stat().st_size > 1000
+
+    def test_recall_of_bm25_by_hand(self, finished):
+        summary = json.loads((finished / "summary.json").read_text())["recall"]
+        answer, gold = (summary[measure]["facts"]["bm25"] for measure in ("answer", "gold"))
+        # Rome and Paris come first; Vesuvius is nowhere.
+        assert answer["1"]["mean"] == pytest.approx(2 / 3)
+        # One of two gold passages each; then the Tiber, but the other edition is nowhere.
+        assert gold["1"]["mean"] == pytest.approx(1 / 2)
+        assert gold["2"]["mean"] == pytest.approx((1 + 1 / 2) / 2)
+
+    def test_a_run_that_goes_on_has_the_same_results(self, finished, data, tmp_path):
+        """Half the cells of a finished run are lost; times alone may differ."""
+        out = tmp_path / "run"
+        out.mkdir()
+        kept = [path for path in sorted(finished.rglob("*")) if path.is_file()]
+        for path in kept:
+            lost = path.parent.name == "cells" and "dense" in path.name
+            if path.name != "summary.json" and not lost:
+                target = out / path.relative_to(finished)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+        with pytest.raises(RunFolderError, match="pass --resume"):
+            retrieval_eval.main(make_config(out, data))
+        retrieval_eval.main(make_config(out, data, resume=True))
+        for name in ("found", "recall", "comparisons"):
+            file = f"{name}.parquet"
+            assert (out / file).read_bytes() == (finished / file).read_bytes()
+        costs = pd.read_parquet(out / "costs.parquet")
+        assert (costs.loc[costs["retriever"] == "dense", "embedded_now"] == 0).all()
+
+    def test_some_of_it(self, data, tmp_path, monkeypatch):
+        monkeypatch.setattr(retrieval_eval, "find_default_encoder", lambda: 1 / 0)  # not needed
+        args = ["--data", str(data), "--out", str(tmp_path / "run"), "--retrievers", "bm25"]
+        args += ["--benchmarks", "more", "--questions", "1", "--ks", "5", "--bootstrap", "10"]
+        run_command(retrieval_eval.main, Config, retrieval_eval.PRESETS, args)
+        found = pd.read_parquet(tmp_path / "run" / "found.parquet")
+        assert len(found) == 5 and set(found["benchmark"]) == {"more"}
+        # The places left are empty.
+        assert (
+            found["passage"].isna().any() and not found.loc[found["passage"].isna(), "answer"].any()
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"benchmarks": ("nothing",)}, r"has no file dev\.jsonl"),
+            ({"benchmarks": ("training",)}, r"has no file dev\.jsonl"),
+            ({"split": "test"}, r"has no benchmark with a file test\.jsonl"),
+            ({"data": Path("missing")}, "missing is not a folder"),
+            ({"ks": ()}, "ks must be at least one"),
+            ({"ks": (5, 5)}, "ks must be .*each once"),
+            ({"ks": (0,)}, "ks must be at least 1"),
+            ({"retrievers": ()}, "retrievers must be at least one"),
+            ({"questions": 0}, "questions must be at least 1"),
+            ({"max_length": 513}, "max_length must be at most 512"),
+            ({"encoder": "./missing"}, "missing is not a folder"),
+        ],
+    )
+    def test_bad_settings_write_nothing(self, data, tmp_path, changes, message):
+        with pytest.raises(ValueError, match=message):
+            retrieval_eval.main(make_config(tmp_path / "run", changes.pop("data", data), **changes))
+        assert not (tmp_path / "run").exists()
+
+
+class TestBenchmarks:
+    def make_folder(self, folder: Path, corpora: list[str], benchmarks: list[str]) -> Path:
+        for name in corpora:
+            write_corpus(folder / "corpora" / f"{name}.jsonl", CORPUS)
+        for name in benchmarks:
+            write_questions(folder / name / "dev.jsonl", QUESTIONS)
+        return folder
+
+    def test_corpus_of_a_benchmark(self, tmp_path):
+        folder = self.make_folder(tmp_path, ["wiki18", "popqa"], ["popqa", "nq"])
+        assert find_benchmarks(folder, "dev", []) == {"nq": "wiki18", "popqa": "popqa"}
+        assert find_benchmarks(folder, "dev", ["popqa"]) == {"popqa": "popqa"}
+
+    def test_the_only_corpus(self, tmp_path):
+        folder = self.make_folder(tmp_path, ["world"], ["bridge", "nq"])
+        assert find_benchmarks(folder, "dev", []) == {"bridge": "world", "nq": "world"}
+
+    def test_none(self, tmp_path):
+        folder = self.make_folder(tmp_path, ["a", "b"], ["c"])
+        with pytest.raises(ValueError, match="has no corpus of 'c'; there are: a, b"):
+            find_benchmarks(folder, "dev", [])
+
+
+class TestMeasures:
+    def make_found(self) -> pd.DataFrame:
+        ids = np.array([[2, 0, 3], [0, 1, -1], [-1, -1, -1]], np.int32)
+        scores = np.where(ids >= 0, np.float32(1.0), np.float32(-np.inf))
+        return found_passages(QUESTIONS, CORPUS, SearchResults(ids, scores))
+
+    def test_what_is_found(self):
+        found = self.make_found()
+        assert found["rank"].tolist() == [1, 2, 3] * 3
+        assert found["passage"].fillna("-").tolist() == ["t", "r", "m", "r", "p", *"----"]
+        assert found["answer"].tolist() == [True, True, False, False, True, *[False] * 4]
+        assert found["gold"].tolist() == [True, True, False, False, True, *[False] * 4]
+        assert found["golds"].tolist() == [2] * 6 + [0] * 3
+
+    def test_recall(self):
+        found = self.make_found().assign(benchmark="facts", retriever="bm25")
+        table = recall_table(found, (1, 2), bootstrap=4000, seed=0)
+        means = table.set_index(["measure", "k"])["mean"]
+        assert means["answer", 1] == pytest.approx(1 / 3)
+        assert means["answer", 2] == pytest.approx(2 / 3)
+        assert means["gold", 1] == pytest.approx((1 / 2 + 0) / 2)
+        assert means["gold", 2] == pytest.approx((1 + 1 / 2) / 2)
+        # One right of three: all three draws right, or none, is one in 27, or eight.
+        low, high = table.loc[0, ["low", "high"]]
+        assert (low, high) == (0, 1)
+
+    def test_no_gold_labels(self):
+        found = self.make_found().assign(benchmark="facts", retriever="bm25", golds=0, gold=False)
+        assert set(recall_table(found, (1,), bootstrap=10, seed=0)["measure"]) == {"answer"}
+
+    def test_differences(self):
+        found = self.make_found()
+        none = found.assign(answer=False)
+        both = pd.concat(
+            [part.assign(benchmark="facts", retriever=name)
+             for part, name in ((found, "bm25"), (none, "dense"))]
+        )  # fmt: skip
+        (row,) = compare_retrievers(both, ("bm25", "dense"), 200, seed=0).to_dict("records")
+        assert (row["retriever"], row["other"], row["count"]) == ("dense", "bm25", 3)
+        assert row["difference"] == pytest.approx(-2 / 3)
+
+
+# Rates at 3, 5 and 10 of plain BM25 that came with the data, of answers anywhere in a passage, be
+# it within a word.
+RATES = {
+    "nq": (0.68, 0.75, 0.80), "triviaqa": (0.69, 0.71, 0.73), "popqa": (0.71, 0.84, 0.86),
+    "hotpotqa": (0.60, 0.71, 0.83), "2wikimultihopqa": (0.50, 0.56, 0.66),
+    "musique": (0.25, 0.28, 0.38), "bamboogle": (0.14, 0.22, 0.28),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_rates_on_real_data():
+    folder = find_text_folder()
+    if folder is None or not (folder / "corpora").is_dir():
+        pytest.skip("no real data: name their folder in ICORAG_QA_FOLDER")
+    benchmarks = find_benchmarks(folder, "dev", list(RATES))
+    indexes = {}
+    for name, corpus_name in benchmarks.items():
+        if corpus_name not in indexes:
+            corpus = list(read_corpus(folder / "corpora" / f"{corpus_name}.jsonl.gz"))
+            texts = [normalize_answer(passage_text(passage)) for passage in corpus]
+            indexes[corpus_name] = Bm25().index(corpus), texts
+        index, texts = indexes[corpus_name]
+        questions = list(read_questions(folder / name / "dev.jsonl.gz"))
+        ids, _ = index.search([question.question for question in questions], 10)
+        answers = [[normalize_answer(a) for a in question.answers] for question in questions]
+        hits = np.array(
+            [
+                [any(a and a in texts[i] for a in right) for i in row]
+                for row, right in zip(ids, answers, strict=True)
+            ]
+        )
+        for k, least in zip((3, 5, 10), RATES[name], strict=True):
+            assert hits[:, :k].any(axis=1).mean() >= least, (name, k)
+
+
+def test_importing_retrievers_does_not_start_jax():
+    """A command says how many devices there are before JAX computes anything."""
+    code = (
+        "import jax; import experiments.retrieval_eval, icorag_jax.retrieval.faiss_index;"
+        "jax.config.update('jax_num_cpu_devices', 3); print(len(jax.devices()))"
+    )
+    environment = dict(os.environ, JAX_PLATFORMS="cpu")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "3", done.stderr
