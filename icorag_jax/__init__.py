@@ -3,6 +3,7 @@
 Subpackages, in the order of the paper:
 
 * `icorag_jax.theory`: the exact regime and its boundary.
-* `icorag_jax.retrieval`: frozen text encoders.
-* `icorag_jax.data`: texts and question-answering data.
+* `icorag_jax.lm`: frozen language models that read evidence through an interface.
+* `icorag_jax.data`: question answering benchmarks, a generated world, prompts and scores.
+* `icorag_jax.retrieval`: retrievers and frozen text encoders.
 """

@@ -37,6 +37,22 @@ def test_each_token_is_the_likeliest_after_all_before(side):
             assert text[at] == next_logits(text[:at]).argmax()
 
 
+def test_layers_run_unrolled_as_well():
+    """With an edit, whose layers are a part of all."""
+    kept = evidence.prefill_evidence(
+        CONFIG, PARAMETERS, models.rows([12, 7, 10], seed=4), [[(2, 5)], [(0, 7)], [(1, 4)]],
+        buckets=(16,),
+    )  # fmt: skip
+    edit = evidence.zero_edit(CONFIG, 3, 1, 1, interface_layer=1, dtype=jnp.float32)
+    edit = edit._replace(logit_bias=edit.logit_bias.at[0].set(3.0))
+    options = {"max_new_tokens": 6, "buckets": (16,), "evidence": kept, "edit": edit}
+    stacked, unrolled = (
+        generation.generate(CONFIG, parameters, PROMPTS, interface_layer=1, **options)
+        for parameters in (PARAMETERS, decoder.unstack_layers(PARAMETERS))
+    )
+    assert stacked == unrolled
+
+
 def test_a_text_ends_with_any_of_the_ending_tokens():
     free = generate()
     ends = (free[0][3], free[1][7])
