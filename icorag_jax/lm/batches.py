@@ -96,7 +96,7 @@ def check_rows(
         raise ValueError(f"there is no {name}: at least one is wanted")
     if starts is not None and len(starts) != len(rows):
         raise ValueError(f"{len(rows)} rows of {name}, but {len(starts)} starts")
-    context = config.max_position_embeddings
+    context = config.context
     for row, ids in enumerate(rows):
         start = 0 if starts is None else starts[row]
         if not len(ids):

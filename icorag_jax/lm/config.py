@@ -105,7 +105,8 @@ class DecoderConfig:
         num_attention_heads: `heads`.
         num_key_value_heads: `kv_heads`, each shared by `heads / kv_heads` queries.
         head_dim: features of a head, even.
-        max_position_embeddings: tokens in the longest text, answer included.
+        max_position_embeddings: tokens in the longest text that needs no stretched positions beyond
+            what it was trained for; see `context`.
         rms_norm_eps: added to mean squares.
         tie_word_embeddings: the output projection is the transposed embedding.
         rotary: rotary position embeddings.
@@ -149,6 +150,17 @@ class DecoderConfig:
         """
         if problems := self._problems():
             raise ValueError("; ".join(problems))
+
+    @property
+    def context(self) -> int:
+        """Tokens in the longest text, answer included.
+
+        Checkpoints with linear or dynamic scaling say how long texts were in training, those with
+        llama3 or yarn how long they may be now.
+        """
+        if isinstance(self.rotary, LinearRotary | DynamicRotary):
+            return int(self.max_position_embeddings * self.rotary.factor)
+        return self.max_position_embeddings
 
     def _problems(self) -> list[str]:
         problems = []

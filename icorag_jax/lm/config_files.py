@@ -75,7 +75,7 @@ _IGNORED = frozenset(
         "transformers_version", "torch_dtype", "dtype", "use_cache", "_name_or_path",
         "chunk_size_feed_forward", "id2label", "label2id", "return_dict", "tokenizer_class",
         "_attn_implementation", "_attn_implementation_autoset", "unsloth_version",
-        "unsloth_fixed", "max_length", "task_specific_params",
+        "unsloth_fixed", "max_length", "max_sequence_length", "task_specific_params",
     )
 )  # fmt: skip
 

@@ -178,7 +178,7 @@ def generate_rows(
         found = jax.lax.dynamic_update_slice(found, new[:, None], (0, step))
         done |= (new[:, None] == ends[None]).any(axis=1)
         # The next token would stand outside of the context.
-        done |= position + 1 >= config.max_position_embeddings
+        done |= position + 1 >= config.context
         return step + 1, cache, new, position, done, found
 
     start = empty_cache(config, batch, width + max_new_tokens - 1, dtype)
@@ -186,7 +186,7 @@ def generate_rows(
     last_row = jnp.argmax(positions, axis=1)
     position = positions.max(axis=1) + 1
     # A prompt that fills the context has no room for a token.
-    full = position >= config.max_position_embeddings
+    full = position >= config.context
     first = choose(_rows(output.states, last_row), jnp.int32(0))
     state = record(
         jnp.int32(0), output.cache, jnp.where(full, 0, first), position, full,
@@ -194,7 +194,7 @@ def generate_rows(
     )  # fmt: skip
     *_, found = jax.lax.while_loop(going_on, advance, state)
     is_end = (found[:, :, None] == ends[None, None]).any(axis=-1)
-    room = jnp.minimum(max_new_tokens, config.max_position_embeddings - position)
+    room = jnp.minimum(max_new_tokens, config.context - position)
     first_end = jnp.where(is_end.any(axis=1), jnp.argmax(is_end, axis=1) + 1, max_new_tokens)
     return Generated(found, jnp.minimum(first_end, room).astype(jnp.int32))
 

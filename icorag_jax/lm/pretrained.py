@@ -134,7 +134,7 @@ def _tokenizer_config(model: LanguageModel) -> dict[str, Any]:
     }
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_position_embeddings,
+        "model_max_length": config.context,
         "clean_up_tokenization_spaces": False,
         **{
             name: tokenizer.id_to_token(token)

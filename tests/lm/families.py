@@ -13,6 +13,7 @@ transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 torch.set_num_threads(1)
 
+# Tokens of the longest text; linear and dynamic scaling count those before they double them.
 CONTEXT = 96
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTARIES = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -29,6 +30,10 @@ class Drawn:
 
 def config_class(family: str) -> Any:
     return type(transformers.AutoConfig.for_model(family))
+
+
+def trained_context(kind: str) -> int:
+    return CONTEXT // 2 if kind in ("linear", "dynamic") else CONTEXT
 
 
 def rotary_settings(kind: str, context: int) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def drawn_models(draw: Any, family: str | None = None, rotary: str | None = None
         "num_hidden_layers": layers,
         "num_attention_heads": kv_heads * group,
         "num_key_value_heads": kv_heads,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": trained_context(kind),
         "rms_norm_eps": draw(st.sampled_from((1e-6, 1e-5))),
         "tie_word_embeddings": draw(st.booleans()),
         "rope_parameters": rotary_settings(kind, CONTEXT),
@@ -110,8 +115,9 @@ def small_model(family: str = "llama", rotary: str = "default", **settings: Any)
     """A fixed small configuration."""
     base = {
         "vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "initializer_range": 0.3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": trained_context(rotary), "tie_word_embeddings": False,
+        "initializer_range": 0.3,
         "rope_parameters": rotary_settings(rotary, CONTEXT), "eos_token_id": None,
         "bos_token_id": None, "pad_token_id": None,
     }  # fmt: skip

@@ -18,23 +18,22 @@ def generate(prompts=PROMPTS, config=CONFIG, **options):
     return generation.generate(config, PARAMETERS, prompts, **settings)
 
 
-def next_logits(tokens, config=CONFIG):
-    """Of the token after a text, by one pass without padding."""
+def all_logits(tokens, config=CONFIG):
+    """Of the token after each token of a text, by one pass without padding."""
     text = jnp.asarray([tokens], jnp.int32)
     output = decoder.forward(
         config, PARAMETERS, text, jnp.arange(len(tokens), dtype=jnp.int32)[None],
         decoder.empty_cache(config, 1, len(tokens), jnp.float32),
     )  # fmt: skip
-    return np.asarray(decoder.logits(config, PARAMETERS, output.states)[0, -1], np.float64)
+    return np.asarray(decoder.logits(config, PARAMETERS, output.states)[0], np.float64)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_each_token_is_the_likeliest_after_all_before(side):
     for prompt, new in zip(PROMPTS, generate(side=side), strict=True):
         assert len(new) == 12
-        text = [*prompt, *new]
-        for at in range(len(prompt), len(text), 5):
-            assert text[at] == next_logits(text[:at]).argmax()
+        likeliest = all_logits([*prompt, *new]).argmax(axis=1)
+        assert new == likeliest[len(prompt) - 1 : -1].tolist()
 
 
 def test_layers_run_unrolled_as_well():
@@ -83,7 +82,7 @@ def test_a_text_does_not_depend_on_its_batch():
 def test_draws_follow_temperature_and_top_p():
     """Frequencies of the first token, over many copies of a prompt."""
     prompt, count = PROMPTS[1], 4000
-    logits = next_logits(prompt) / 0.7
+    logits = all_logits(prompt)[-1] / 0.7
     expected = np.exp(logits - logits.max())
     expected /= expected.sum()
     order = np.argsort(-expected)
@@ -117,11 +116,9 @@ def test_scores_are_log_probabilities():
     continuations = models.rows([3, 5, 1], seed=9)
     found = generation.score(CONFIG, PARAMETERS, PROMPTS, continuations, buckets=(16,))
     for prompt, more, scores in zip(PROMPTS, continuations, found, strict=True):
-        text, expected = [*prompt, *more], []
-        for at in range(len(prompt), len(text)):
-            logits = next_logits(text[:at])
-            expected.append(logits[text[at]] - np.log(np.exp(logits - logits.max()).sum()))
-            expected[-1] -= logits.max()
+        logits = all_logits([*prompt, *more])[len(prompt) - 1 : -1]
+        total = np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1))
+        expected = logits[np.arange(len(more)), more] - logits.max(axis=1) - total
         np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 

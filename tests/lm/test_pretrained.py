@@ -81,6 +81,14 @@ def test_there_and_back(tmp_path, rotary):
     assert reference("w4 w9")["input_ids"] == [4, 9]
 
 
+@pytest.mark.parametrize(
+    ("rotary", "tokens"), [(ROTARIES[0], 128), (ROTARIES[1], 128), (ROTARIES[2], 64), (None, 64)]
+)
+def test_the_context_of_stretched_positions(rotary, tokens):
+    config = models.small(**({} if rotary is None else {"rotary": rotary}))
+    assert (config.max_position_embeddings, config.context) == (64, tokens)
+
+
 def test_shards_of_a_checkpoint(tmp_path):
     model = save(tmp_path / "m", shard_bytes=4000)
     files = sorted(path.name for path in (tmp_path / "m").glob("*.safetensors"))
