@@ -45,10 +45,11 @@ def plan_memory(
 ) -> MemoryPlan:
     """What inference takes on each device of a mesh `data` x `tensor`.
 
-    Weights and cache are exact. Activations are those of one layer, the largest: its weights,
-    gathered along `data`; three copies of the residual stream; queries, keys, values and what
-    attention reads; attention logits and weights in float32; two activations of the MLP; and the
-    float32 logits of one row a text. Neither gradients nor what a compiler adds are in it.
+    Weights and cache are exact. Activations are those of one layer: three copies of the residual
+    stream; queries, keys, values and what attention reads; attention logits and weights in
+    float32; two activations of the MLP; the float32 logits of one row a text; and the weights of
+    the layer, or of the output projection if that is larger, gathered along `data`. Neither
+    gradients nor what a compiler adds are in it.
 
     Args:
         config: the decoder.
@@ -85,7 +86,8 @@ def plan_memory(
     width, d = config.hidden_size, config.head_dim
     cache = 2 * config.num_hidden_layers * texts * slots * kv_heads * d * item
 
-    gathered = 0 if data == 1 else width * (2 * (heads + kv_heads) * d + 3 * inner) * item
+    layer = width * (2 * (heads + kv_heads) * d + 3 * inner)
+    gathered = 0 if data == 1 else max(layer, width * vocabulary) * item
     row = (3 * width + 2 * (heads + kv_heads) * d + 2 * inner) * item
     attention = 2 * heads * slots * 4
     activations = gathered + texts * (tokens * (row + attention) + vocabulary * 4)

@@ -12,12 +12,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from icorag_jax.checkpoint import Parameters, Template
-from icorag_jax.lm.batches import Batch
 from icorag_jax.lm.config import DecoderConfig
-from icorag_jax.lm.decoder import Cache
-from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 
 DATA, TENSOR = "data", "tensor"
 _Spec = tuple[str | None, ...]
@@ -46,7 +44,7 @@ _FIELDS = {
     "value_down": (None, DATA),
     "value_up": (None, DATA),
 }
-OfBatch = TypeVar("OfBatch", Batch, Cache, Evidence, EvidenceEdit)
+OfBatch = TypeVar("OfBatch", bound=tuple)  # Batch, Cache, Evidence or EvidenceEdit
 
 
 def make_mesh(data: int, tensor: int) -> Mesh:
@@ -121,7 +119,8 @@ def shard_batch(batch: OfBatch, mesh: Mesh) -> OfBatch:
             array = np.asarray(array)
         return jax.device_put(array, _even_sharding(array.shape, axes, mesh))
 
-    return batch._make(map(place, batch, (_FIELDS[name] for name in batch._fields)))
+    named: Any = batch
+    return named._make(map(place, batch, (_FIELDS[name] for name in named._fields)))
 
 
 def shard_like(parameters: Parameters, batch: OfBatch) -> OfBatch:
@@ -130,6 +129,18 @@ def shard_like(parameters: Parameters, batch: OfBatch) -> OfBatch:
     if isinstance(found, NamedSharding) and isinstance(found.mesh, Mesh):
         return shard_batch(batch, found.mesh)
     return batch
+
+
+def split_by_text(parameters: Parameters, states: Array) -> Array:
+    """Within a compiled program: `[batch, ...]` along `data` on the mesh of the parameters, if any.
+
+    Left to itself, the compiler may well split the features of the residual stream instead, as the
+    embedding is split so, and then exchange activations of the whole batch rather than weights.
+    """
+    mesh = jax.typeof(jax.tree.leaves(parameters)[0]).sharding.mesh
+    if DATA not in mesh.axis_names:
+        return states
+    return jax.lax.with_sharding_constraint(states, _even_sharding(states.shape, (DATA,), mesh))
 
 
 def to_host(array: jax.Array) -> np.ndarray:

@@ -1,10 +1,15 @@
 """Tests that need 8 devices: `test_sharding.py` runs them in a process that has these."""
 
+import functools
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from icorag_jax.lm import decoder, evidence, generation, memory, pretrained, sharding
 from icorag_jax.lm.batches import Batch, pad_batch
@@ -38,6 +43,11 @@ def mesh(request):
     return sharding.make_mesh(*request.param)
 
 
+@functools.cache
+def parameters_of(config):
+    return models.parameters(config)
+
+
 def spread(config, parameters, mesh):
     template = pretrained.parameter_template(config, jnp.float32)
     layout = sharding.shard_template(config, template, mesh)
@@ -69,7 +79,7 @@ def forward(config, parameters, kept, edit, batch, cache):
 def test_numbers_are_those_of_one_device(sizes, config):
     """Logits and cache after evidence with an edit, generated tokens, the edit's gradient."""
     mesh = sharding.make_mesh(*sizes)
-    one = models.parameters(config)
+    one = parameters_of(config)
     many = spread(config, one, mesh)
     edit = random_edit(config, len(QUESTIONS))
     batch = Batch(*map(jnp.asarray, pad_batch(
@@ -114,7 +124,7 @@ def test_numbers_are_those_of_one_device(sizes, config):
 def test_parameters_and_caches_lie_split(mesh):
     """Every device holds one part of 8 of each matrix, and of the cache and evidence."""
     config, count = DIVISIBLE, len(jax.devices())
-    many = spread(config, models.parameters(config), mesh)
+    many = spread(config, parameters_of(config), mesh)
     for path, leaf in jax.tree_util.tree_leaves_with_path(many):
         parts = [shard.data for shard in leaf.addressable_shards]
         assert len({shard.device for shard in leaf.addressable_shards}) == count
@@ -140,16 +150,16 @@ def test_parameters_and_caches_lie_split(mesh):
 
 def test_a_part_of_a_head_is_on_no_device(mesh):
     config = BIASED
-    many = spread(config, models.parameters(config), mesh)["layers"]
+    many = spread(config, parameters_of(config), mesh)["layers"]
     for name, heads in (("query", 4), ("key", 2), ("value", 2)):
         features = many[name]["kernel"].addressable_shards[0].data.shape[-1]
         tensor = mesh.shape["tensor"]
         assert features == heads * 6 // (1 if heads % tensor else tensor)
 
 
-@pytest.mark.parametrize("config", [DIVISIBLE, BIASED, TIED])
-def test_a_checkpoint_is_read_onto_the_mesh(config, mesh, tmp_path):
-    parameters = models.parameters(config)
+def test_a_checkpoint_is_read_onto_the_mesh(mesh, tmp_path):
+    config = BIASED
+    parameters = parameters_of(config)
     folder = tmp_path / "model"
     pretrained.save_pretrained(folder, pretrained.LanguageModel(config, parameters, None))
     many = pretrained.from_pretrained(folder, dtype=jnp.float32, mesh=mesh).parameters
@@ -167,7 +177,7 @@ def test_a_checkpoint_is_read_onto_the_mesh(config, mesh, tmp_path):
 )
 def test_planned_memory_is_that_of_arrays(config, mesh, dtype):
     """Weights and cache of the first device."""
-    many = spread(config, models.parameters(config, dtype=dtype), mesh)
+    many = spread(config, jax.tree.map(lambda leaf: leaf.astype(dtype), parameters_of(config)), mesh)
     cache = sharding.shard_batch(decoder.empty_cache(config, 8, 10, dtype), mesh)
     plan = memory.plan_memory(
         config, dtype, data=mesh.shape["data"], tensor=mesh.shape["tensor"],
@@ -195,6 +205,10 @@ def test_compiled_memory_is_about_as_planned(mesh):
     compiled = generation.generate_rows.lower(
         config, template, *batch, None, None, None, None, max_new_tokens=1
     ).compile()
+    if mesh.shape["tensor"] == 1:
+        # Weights are gathered; no activations are exchanged.
+        assert not re.search(r"f32\S* all-reduce", compiled.as_text())
+        assert re.search(r"f32\S* all-gather", compiled.as_text())
     plan = memory.plan_memory(
         config, jnp.float32, data=mesh.shape["data"], tensor=mesh.shape["tensor"],
         batch=8, slots=512, tokens=512,
@@ -215,11 +229,26 @@ def test_a_mesh_of_other_sizes_or_axes():
         sharding.shard_batch(random_edit(DIVISIBLE, 8), other)
 
 
-def test_a_batch_that_does_not_divide(mesh):
+def test_a_batch_that_does_not_divide():
     config = DIVISIBLE
-    one = models.parameters(config)
+    mesh, one = sharding.make_mesh(4, 2), parameters_of(config)
     tokens = [
         generation.generate(config, parameters, QUESTIONS[:3], max_new_tokens=4, buckets=(8,))
         for parameters in (one, spread(config, one, mesh))
     ]
     assert tokens[0] == tokens[1]
+
+
+@pytest.mark.slow
+def test_the_documented_code_runs(tmp_path):
+    """The first block of the section on scale, with a small model."""
+    text = (Path(__file__).parents[2] / "docs" / "lm.md").read_text(encoding="utf-8")
+    code = text.split("## Scale")[1].split("```python")[1].split("```")[0]
+    folder = tmp_path / "model"
+    pretrained.save_pretrained(
+        folder, pretrained.LanguageModel(DIVISIBLE, parameters_of(DIVISIBLE), None)
+    )
+    known = {"folder": folder, "evidence_tokens": EVIDENCE, "passages": SPANS, "questions": QUESTIONS}
+    exec(code, known)
+    assert len(known["answers"]) == len(QUESTIONS)
+    assert known["kept"].keys.sharding.spec == PartitionSpec(None, "data", None, "tensor")

@@ -20,7 +20,7 @@ SPANS = [[(1, len(row))] for row in EVIDENCE]
 
 
 def numbers(model, mesh):
-    """Logits by way of `process_allgather`, and what the functions on lists give."""
+    """Logits by way of `process_allgather`, and what the functions on lists give, tokens drawn."""
     config, parameters = model.config, model.parameters
     batch = pad_batch(config, ROWS, buckets=(8,), side="right")
     cache = decoder.empty_cache(config, len(ROWS), 8, jnp.float32)
@@ -40,8 +40,9 @@ def numbers(model, mesh):
         edit = sharding.shard_batch(edit, mesh)
     reading = {"evidence": kept, "edit": edit, "interface_layer": 1}
     tokens = generation.generate(
-        config, parameters, ROWS, max_new_tokens=6, buckets=(8,), **reading
-    )
+        config, parameters, ROWS, max_new_tokens=6, buckets=(8,), **reading,
+        sampling=generation.Sampling(temperature=1.0, top_p=0.9), key=jax.random.key(3),
+    )  # fmt: skip
     scores = generation.score(config, parameters, ROWS, ROWS[::-1], buckets=(16,), **reading)
     return (
         np.asarray(multihost_utils.process_allgather(logits, tiled=True)),
