@@ -194,6 +194,7 @@ def logits(
         found = jnp.einsum("...w,vw->...v", states, table, preferred_element_type=jnp.float32)
     else:
         kernel = parameters["output"]["kernel"]
+        states = sharding.whole(parameters, states)
         found = jnp.einsum("...w,wv->...v", states, kernel, preferred_element_type=jnp.float32)
     return found
 

@@ -48,8 +48,8 @@ def plan_memory(
     Weights and cache are exact. Activations are those of one layer: three copies of the residual
     stream; queries, keys, values and what attention reads; attention logits and weights in
     float32; two activations of the MLP; the float32 logits of one row a text; and the weights of
-    the layer, or of the output projection if that is larger, gathered along `data`. Neither
-    gradients nor what a compiler adds are in it.
+    the layer, or a tied embedding if that is larger, gathered along `data`. Neither gradients nor
+    what a compiler adds are in it.
 
     Args:
         config: the decoder.
@@ -87,7 +87,8 @@ def plan_memory(
     cache = 2 * config.num_hidden_layers * texts * slots * kv_heads * d * item
 
     layer = width * (2 * (heads + kv_heads) * d + 3 * inner)
-    gathered = 0 if data == 1 else max(layer, width * vocabulary) * item
+    table = width * vocabulary if config.tie_word_embeddings else 0
+    gathered = 0 if data == 1 else max(layer, table) * item
     row = (3 * width + 2 * (heads + kv_heads) * d + 2 * inner) * item
     attention = 2 * heads * slots * 4
     activations = gathered + texts * (tokens * (row + attention) + vocabulary * 4)

@@ -6,6 +6,7 @@ parallelism). `tensor` splits heads and the features inside MLPs. What does not 
 kept whole along that axis. The compiler derives all communication from these layouts.
 """
 
+import math
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +19,7 @@ from icorag_jax.checkpoint import Parameters, Template
 from icorag_jax.lm.config import DecoderConfig
 
 DATA, TENSOR = "data", "tensor"
-_Spec = tuple[str | None, ...]
+_Axes = tuple[str | tuple[str, ...] | None, ...]
 # For each matrix `[in, out]`, which axis of the mesh splits which of its dimensions.
 _KERNELS = {
     "query": (DATA, TENSOR),
@@ -26,7 +27,8 @@ _KERNELS = {
     "value": (DATA, TENSOR),
     "gate": (DATA, TENSOR),
     "up": (DATA, TENSOR),
-    "output": (DATA, TENSOR),
+    # Far larger than the rows it acts on, this one is not gathered.
+    "output": (None, (TENSOR, DATA)),
     "attention_output": (TENSOR, DATA),
     "down": (TENSOR, DATA),
     "embedding": (TENSOR, DATA),
@@ -85,7 +87,7 @@ def shard_template(
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         *_, module, kind = (str(key.key) for key in path)
-        axes: _Spec = ()
+        axes: _Axes = ()
         if kind in ("kernel", "embedding"):
             axes = _KERNELS[module]
         elif kind == "bias":
@@ -114,7 +116,7 @@ def shard_batch(batch: OfBatch, mesh: Mesh) -> OfBatch:
     """
     _check_mesh(mesh)
 
-    def place(array: Any, axes: _Spec) -> jax.Array:
+    def place(array: Any, axes: _Axes) -> jax.Array:
         if isinstance(array, jax.Array) and array.is_fully_addressable:
             array = np.asarray(array)
         return jax.device_put(array, _even_sharding(array.shape, axes, mesh))
@@ -132,15 +134,24 @@ def shard_like(parameters: Parameters, batch: OfBatch) -> OfBatch:
 
 
 def split_by_text(parameters: Parameters, states: Array) -> Array:
-    """Within a compiled program: `[batch, ...]` along `data` on the mesh of the parameters, if any.
+    """Within a compiled program: `[batch, ...]` along `data` on the parameters' mesh, if any.
 
     Left to itself, the compiler may well split the features of the residual stream instead, as the
     embedding is split so, and then exchange activations of the whole batch rather than weights.
     """
+    return _constrain(parameters, states, (DATA,))
+
+
+def whole(parameters: Parameters, states: Array) -> Array:
+    """Within a compiled program: all texts on every device of the parameters' mesh, if any."""
+    return _constrain(parameters, states, ())
+
+
+def _constrain(parameters: Parameters, states: Array, axes: _Axes) -> Array:
     mesh = jax.typeof(jax.tree.leaves(parameters)[0]).sharding.mesh
     if DATA not in mesh.axis_names:
         return states
-    return jax.lax.with_sharding_constraint(states, _even_sharding(states.shape, (DATA,), mesh))
+    return jax.lax.with_sharding_constraint(states, _even_sharding(states.shape, axes, mesh))
 
 
 def to_host(array: jax.Array) -> np.ndarray:
@@ -157,10 +168,14 @@ def _check_mesh(mesh: Mesh | AbstractMesh) -> None:
         )
 
 
-def _even_sharding(shape: tuple[int, ...], axes: _Spec, mesh: Mesh | AbstractMesh) -> NamedSharding:
+def _even_sharding(shape: tuple[int, ...], axes: _Axes, mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of each dimension by its axis, if that divides it."""
     even = [
-        axis if axis is not None and size % mesh.shape[axis] == 0 else None
+        axis if axis is not None and size % _devices(axis, mesh) == 0 else None
         for size, axis in zip(shape, axes, strict=False)
     ]
     return NamedSharding(mesh, PartitionSpec(*even))
+
+
+def _devices(axis: str | tuple[str, ...], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[name] for name in ([axis] if isinstance(axis, str) else axis))

@@ -177,7 +177,9 @@ def test_a_checkpoint_is_read_onto_the_mesh(mesh, tmp_path):
 )
 def test_planned_memory_is_that_of_arrays(config, mesh, dtype):
     """Weights and cache of the first device."""
-    many = spread(config, jax.tree.map(lambda leaf: leaf.astype(dtype), parameters_of(config)), mesh)
+    many = spread(
+        config, jax.tree.map(lambda leaf: leaf.astype(dtype), parameters_of(config)), mesh
+    )
     cache = sharding.shard_batch(decoder.empty_cache(config, 8, 10, dtype), mesh)
     plan = memory.plan_memory(
         config, dtype, data=mesh.shape["data"], tensor=mesh.shape["tensor"],
@@ -248,7 +250,12 @@ def test_the_documented_code_runs(tmp_path):
     pretrained.save_pretrained(
         folder, pretrained.LanguageModel(DIVISIBLE, parameters_of(DIVISIBLE), None)
     )
-    known = {"folder": folder, "evidence_tokens": EVIDENCE, "passages": SPANS, "questions": QUESTIONS}
+    known = {
+        "folder": folder,
+        "evidence_tokens": EVIDENCE,
+        "passages": SPANS,
+        "questions": QUESTIONS,
+    }
     exec(code, known)
     assert len(known["answers"]) == len(QUESTIONS)
     assert known["kept"].keys.sharding.spec == PartitionSpec(None, "data", None, "tensor")

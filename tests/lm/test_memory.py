@@ -11,23 +11,19 @@ from icorag_jax.lm.memory import plan_memory
 DOCS = Path(__file__).parents[2] / "docs" / "lm.md"
 
 
-def shape_of(layers, **sizes):
+def shape(layers, vocabulary, width, inner, heads, kv_heads):
     return models.small(
-        num_hidden_layers=layers, windows=(None,) * layers, head_dim=128, **sizes
+        num_hidden_layers=layers, windows=(None,) * layers, head_dim=128, vocab_size=vocabulary,
+        hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
     )  # fmt: skip
 
 
-# vocabulary, width, MLP, heads, heads of keys and values, layers: as in their config.json.
+# As in their config.json.
 SHAPES = {
-    name: shape_of(
-        layers, vocab_size=vocabulary, hidden_size=width, intermediate_size=inner,
-        num_attention_heads=heads, num_key_value_heads=kv_heads,
-    )  # fmt: skip
-    for name, (vocabulary, width, inner, heads, kv_heads, layers) in {
-        "Llama-2-7B": (32000, 4096, 11008, 32, 32, 32),
-        "Mistral-7B": (32000, 4096, 14336, 32, 8, 32),
-        "Llama-3-70B": (128256, 8192, 28672, 64, 8, 80),
-    }.items()
+    "Llama-2-7B": shape(32, 32000, 4096, 11008, 32, 32),
+    "Mistral-7B": shape(32, 32000, 4096, 14336, 32, 8),
+    "Llama-3-70B": shape(80, 128256, 8192, 28672, 64, 8),
 }
 
 
