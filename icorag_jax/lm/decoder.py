@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from icorag_jax.checkpoint import Parameters
-from icorag_jax.lm import attention, evidence_attention, rotary
+from icorag_jax.lm import attention, evidence_attention, rotary, sharding
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 
@@ -182,7 +182,7 @@ def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Ca
 
 def embed(parameters: Parameters, tokens: Int[Array, "batch tokens"]) -> Array:
     """The residual stream before the first layer, `[batch, tokens, width]`."""
-    return parameters["embedding"]["embedding"][tokens]
+    return sharding.split_by_text(parameters, parameters["embedding"]["embedding"][tokens])
 
 
 def logits(
@@ -194,6 +194,7 @@ def logits(
         found = jnp.einsum("...w,vw->...v", states, table, preferred_element_type=jnp.float32)
     else:
         kernel = parameters["output"]["kernel"]
+        states = sharding.whole(parameters, states)
         found = jnp.einsum("...w,wv->...v", states, kernel, preferred_element_type=jnp.float32)
     return found
 
@@ -256,7 +257,7 @@ def run_layers(
                 chunk or evidence.keys.shape[2],
             )  # fmt: skip
         states = _apply(module, layer_parameters, states, read, method=DecoderLayer.after_attention)
-        return states, keys, values
+        return sharding.split_by_text(layer_parameters, states), keys, values
 
     carry = states, cache.keys, cache.values
     stacked = parameters["layers"]

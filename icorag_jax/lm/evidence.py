@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from icorag_jax.checkpoint import Parameters
+from icorag_jax.lm import sharding
 from icorag_jax.lm.batches import Side, Span, check_spans, pad_batch
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import Output, empty_cache, forward
@@ -50,7 +51,9 @@ def prefill_evidence(
         first = batch.tokens.shape[1] - len(rows[row]) if side == "left" else 0
         for number, (start, stop) in enumerate(found):
             passages[row, first + start : first + stop] = number
-    return prefill_rows(config, parameters, batch.tokens, batch.positions, passages)
+    batch = sharding.shard_like(parameters, batch)
+    kept = prefill_rows(config, parameters, batch.tokens, batch.positions, passages)
+    return sharding.shard_like(parameters, kept)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -169,7 +172,7 @@ def check_edit(
     layers, batch = config.num_hidden_layers - interface_layer, evidence.positions.shape[0]
     width = config.num_key_value_heads * config.head_dim
     rank = edit.value_down.shape[-1]
-    passages = int(np.max(np.asarray(evidence.passages), initial=-1)) + 1
+    passages = int(np.max(sharding.to_host(evidence.passages), initial=-1)) + 1
     expected = {
         "value_down": (layers, batch, width, rank),
         "value_up": (layers, batch, rank, width),

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from icorag_jax.checkpoint import Parameters
+from icorag_jax.lm import sharding
 from icorag_jax.lm.batches import Side, bucket_length, check_rows, pad_batch
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import Cache, empty_cache, forward, logits
@@ -103,12 +104,13 @@ def generate(
         if key is None
         else jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(len(prompts)))
     )
+    batch = sharding.shard_like(parameters, batch)
     drawing = sampling and (jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
     found = generate_rows(
         config, parameters, batch.tokens, batch.positions, evidence, edit,
         drawing, keys, max_new_tokens=max_new_tokens, interface_layer=interface_layer,
     )  # fmt: skip
-    tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
+    tokens, lengths = sharding.to_host(found.tokens), sharding.to_host(found.lengths)
     return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
 
 
@@ -236,6 +238,7 @@ def score(
         config, texts, buckets=buckets, side="right", starts=starts,
         name="prompt with its continuation",
     )  # fmt: skip
+    batch = sharding.shard_like(parameters, batch)
     width = batch.tokens.shape[1]
     longest = bucket_length(max(map(len, continuations)), buckets)
     scored = score_rows(
@@ -243,7 +246,7 @@ def score(
         np.asarray([len(prompt) for prompt in prompts], np.int32), evidence, edit,
         longest=min(longest, width - 1), interface_layer=interface_layer,
     )  # fmt: skip
-    found = np.asarray(scored)
+    found = sharding.to_host(scored)
     return [row[: len(more)] for row, more in zip(found, continuations, strict=True)]
 
 
@@ -310,7 +313,7 @@ def _check_evidence(
         )
     if edit is not None:
         check_edit(config, evidence, edit, interface_layer)
-    return np.asarray(evidence_lengths(evidence)).tolist()
+    return sharding.to_host(evidence_lengths(evidence)).tolist()
 
 
 def _draw(
