@@ -113,11 +113,15 @@ def test_numbers_are_those_of_one_device(sizes, config):
     found, tokens = all_numbers(many, lambda value: sharding.shard_batch(value, mesh))
     assert tokens == expected_tokens and max(map(len, tokens)) == NEW
 
-    def close(found, expected):
+    def close(limit, found, expected):
         scale = max(1.0, float(np.abs(expected).max()))
-        np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=1e-5)
+        np.testing.assert_allclose(found, expected, atol=limit * scale, rtol=1e-5)
 
-    jax.tree.map(close, found, expected)
+    # Sums in another order, as other chunks on one device, move gradients more than what they
+    # are gradients of.
+    limits = {"evidence": 1e-5, "logits": 1e-5, "cache": 1e-5, "gradient": 3e-5}
+    for name, limit in limits.items():
+        jax.tree.map(functools.partial(close, limit), found[name], expected[name])
     assert all(np.abs(leaf).max() > 0.1 for leaf in expected["gradient"])
 
 
