@@ -107,10 +107,13 @@ def main(config: Config) -> None:
     with (
         open_run(config.out, "lm_benchmark", config, resume=config.resume) as run,
         tempfile.TemporaryDirectory() as temporary,
-        _processes([*config.contenders, *libraries]) as call,
+        _processes(["writer", *config.contenders, *libraries]) as call,
         tqdm(total=len(turns), desc="lm_benchmark", unit="repeat") as progress,
     ):
-        checkpoint = functools.cache(lambda: _write_checkpoint(config, model, Path(temporary)))
+        # In another process: those that follow count this one's peak of memory as theirs.
+        checkpoint = functools.cache(
+            lambda: call("writer", _write_checkpoint, config, model, Path(temporary))
+        )
 
         def generations(size: Size, repeat: int) -> pd.DataFrame:
             """A row a contender, one after another."""

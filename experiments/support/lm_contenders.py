@@ -165,7 +165,7 @@ def _load_torch(name: str, folder: Path, dtype: Dtype) -> Callable[[Size, np.nda
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     )
-    model = model.to(device).eval()
+    model.to(device).eval()  # pyright: ignore[reportArgumentType]
 
     @torch.inference_mode()
     def run(size: Size, prompts: np.ndarray) -> Timing:

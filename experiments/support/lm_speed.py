@@ -1,5 +1,6 @@
 """Rates, ratios and shares of the ceilings from timed generations, as values."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ def decode_bytes(
     """
     weights = model.num_hidden_layers * _layer_weights(model)
     weights += model.vocab_size * model.hidden_size
+    # Step i of new - 1 reads the prompt and the i tokens before its own.
     rows = prompt + (new - 2) / 2
     cache = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * rows
     return itemsize * (weights + batch * cache)
@@ -69,7 +71,7 @@ def summarize(
         "cores": cores(),
         "prompt": int(speed["prompt"].iloc[0]),
         "new": int(speed["new"].iloc[0]),
-        "repeats": int(speed["repeat"].nunique()),
+        "repeats": len(np.unique(speed["repeat"].to_numpy())),
         "software": software.to_dict(),
         "ceilings": best,
         "batches": batches,
@@ -81,14 +83,14 @@ def _batch(
     model: DecoderConfig, dtype: Dtype, part: pd.DataFrame, best: Mapping[str, float]
 ) -> dict[str, Any]:
     """Contenders and ratios at one batch size."""
-    batch, prompt, new = (int(part[name].iloc[0]) for name in ("batch", "prompt", "new"))
+    batch, prompt, new = part[["batch", "prompt", "new"]].to_numpy()[0].tolist()
     itemsize = 4 if dtype == "float32" else 2
     gigaflops = 1e-9 * prefill_flops(model, batch, prompt)
     gigabytes = 1e-9 * decode_bytes(model, batch, prompt, new, itemsize=itemsize)
     entries, tokens = {}, {}
     for name, rows in part.groupby("contender", sort=False):
-        prefill = _median(rows["prefill_seconds"])
-        step = _median(rows["decode_seconds"]) / (new - 1)
+        prefill = _median(rows["prefill_seconds"].to_numpy())
+        step = _median(rows["decode_seconds"].to_numpy()) / (new - 1)
         tokens[name] = np.array([np.stack(list(row)) for row in rows["tokens"]])
         entries[name] = {
             "prefill_tokens_per_second": batch * prompt / prefill,
@@ -108,17 +110,10 @@ def _batch(
 def _ratio(part: pd.DataFrame, entries: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     """How many times as fast the fastest of ours is as the fastest in PyTorch; None without one."""
     column = f"{name}_tokens_per_second"
-    fastest = [
-        max(
-            (contender for contender in group if contender in entries),
-            key=lambda contender: entries[contender][column],
-            default=None,
-        )
-        for group in (OURS, TORCH)
-    ]
-    if None in fastest:
+    groups = [[contender for contender in entries if contender in of] for of in (OURS, TORCH)]
+    if not all(groups):
         return None
-    ours, theirs = fastest
+    ours, theirs = (max(group, key=lambda one: entries[one][column]) for group in groups)
     seconds = part.pivot(index="repeat", columns="contender", values=f"{name}_seconds")
     turns = seconds[theirs].to_numpy() / seconds[ours].to_numpy()
     return {
@@ -144,7 +139,9 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
                         f"({ratio['ours']} against {ratio['torch']}; "
                         f"{ratio['least_of_the_repeats']:.2f} to "
                         f"{ratio['most_of_the_repeats']:.2f} over the repeats)",
-                        holds=ratio["times_as_fast"] >= 1,
+                        holds=None
+                        if math.isnan(ratio["times_as_fast"])
+                        else ratio["times_as_fast"] >= 1,
                     )
                 )
     return rows
@@ -218,8 +215,10 @@ def parameter_count(model: DecoderConfig) -> int:
     return tables + model.num_hidden_layers * _layer_weights(model)
 
 
-def _median(values: pd.Series) -> float:
-    return float(np.nanmedian(values.to_numpy(dtype=np.float64)))
+def _median(values: np.ndarray) -> float:
+    """Of what could be told; NaN if nothing."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else math.nan
 
 
 def _layer_weights(model: DecoderConfig) -> int:
