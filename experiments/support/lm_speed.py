@@ -1,6 +1,7 @@
 """Rates, ratios and shares of the ceilings from timed generations, as values."""
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,16 +151,19 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
 def account(summary: Mapping[str, Any]) -> str:
     """The measurements in words."""
     model, best = summary["model"], summary["ceilings"]
+    setting = (
+        f"A {model['family']} of {summary['parameters'] / 1e6:.0f} million parameters in "
+        f"{summary['dtype']}: prompts of {summary['prompt']} tokens, {summary['new']} new ones, "
+        f"{summary['cores']} cores. Medians of {summary['repeats']} repeats, in which the "
+        "contenders took turns, each in a process of its own. Prefill ends with the first new "
+        "token. Percentages are of the fastest product of large matrices "
+        f"({best['gigaflops_per_second']:.1f} GFLOP/s) and the fastest reading of a large array "
+        f"({best['gigabytes_per_second']:.1f} GB/s) that this machine showed between the repeats."
+    )
     lines = [
         "# Speed of a language model",
         "",
-        f"A {model['family']} of {summary['parameters'] / 1e6:.0f} million parameters in "
-        f"{summary['dtype']}: prompts of {summary['prompt']} tokens, {summary['new']} new ones, "
-        f"{summary['cores']} cores. Medians of {summary['repeats']} repeats, in which the",
-        "contenders took turns, each in a process of its own. Prefill ends with the first new",
-        "token. Percentages are of the fastest product of large matrices "
-        f"({best['gigaflops_per_second']:.1f} GFLOP/s) and the fastest reading of a large array",
-        f"({best['gigabytes_per_second']:.1f} GB/s) that this machine showed between the repeats.",
+        textwrap.fill(setting, 100),
         "",
         "| batch | contender | prefill, tokens/s | first token, s | decode, tokens/s | "
         "a step, ms | peak MiB |",
