@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from experiments import lm_parity
 from experiments.lm_parity import Config
 from experiments.support import lm_reference
+from experiments.support.command import run_command
 from icorag_jax.data.sentences import generate_sentences
 
 SETTINGS = {
@@ -176,6 +177,15 @@ def test_a_checkpoint_that_cannot_be_read_writes_nothing(tmp_path, damage, messa
 def test_settings_that_make_no_sense_write_nothing(checkpoint, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         lm_parity.main(dataclasses.replace(tiny(checkpoint, tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
+    options = ["--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(lm_parity.main, Config, lm_parity.PRESETS, options)
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none'} is not a folder\n"
     assert not (tmp_path / "run").exists()
 
 
