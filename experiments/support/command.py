@@ -124,12 +124,12 @@ def _parse(main: Callable, config_type: type, presets: Presets, args: Sequence[s
     preset, _ = tyro.cli(
         preset_option, prog=program, args=args, add_help=False, return_unknown_args=True
     )
-    required = [
-        field.name
+    required = {
+        field.name: tyro.MISSING
         for field in dataclasses.fields(config_type)
-        if field.default is field.default_factory is dataclasses.MISSING
-    ]
-    defaults = load_preset(config_type, presets, preset, **dict.fromkeys(required, tyro.MISSING))
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    defaults = load_preset(config_type, presets, preset, **required)
 
     def all_options(
         config: Annotated[config_type, tyro.conf.arg(name="")] = defaults,
