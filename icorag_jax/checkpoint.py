@@ -96,7 +96,13 @@ def resolve_folder(source: str | Path) -> Path:
         raise CheckpointError(f"{source} is not a folder")
     try:
         patterns = ["*.safetensors", "*.json", "*.txt"]
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+        # Some repositories hold the weights once more, in another layout.
+        twice = ["consolidated*", "original/*"]
+        return Path(
+            huggingface_hub.snapshot_download(
+                source, allow_patterns=patterns, ignore_patterns=twice
+            )
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{source} is neither a folder nor a repository that can be downloaded: {error}"
@@ -178,6 +184,21 @@ def read_parameters(folder: Path, template: Template, layout: Layout) -> Paramet
         if not problems:
             return parameters
     raise CheckpointError("\n  ".join([f"{folder}: {len(problems)} wrong tensors", *problems]))
+
+
+def same_tensors(folder: Path, first: str, second: str) -> bool:
+    """Whether a checkpoint's two tensors are equal; also if it lacks one of them."""
+    stored = {key: _Stored(path, key, shape) for path, key, shape, _ in _headers(folder)}
+    if not {first, second} <= stored.keys():
+        return True
+    if stored[first].shape != stored[second].shape:
+        return False
+    return all(
+        bool(jnp.array_equal(one, other))
+        for (_, one), (_, other) in zip(
+            stored[first].pieces(None), stored[second].pieces(None), strict=True
+        )
+    )
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

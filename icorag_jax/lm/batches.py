@@ -5,7 +5,7 @@ Lengths are rounded up to buckets, so that there is one compilation a bucket. Pa
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -32,8 +32,10 @@ def bucket_length(length: int, buckets: Sequence[int]) -> int:
     """The smallest bucket that holds `length` tokens.
 
     Raises:
-        ValueError: none does.
+        ValueError: none does, or there are none.
     """
+    if not buckets:
+        raise ValueError("there are no buckets: name the padded lengths to choose from")
     for bucket in sorted(buckets):
         if length <= bucket:
             return bucket
@@ -73,6 +75,8 @@ def pad_batch(
             or token ids out of range; the message has the row's number.
     """
     check_rows(config, rows, starts=starts, name=name)
+    if side not in get_args(Side):
+        raise ValueError(f"side must be one of {', '.join(get_args(Side))}, got {side}")
     width = bucket_length(max(map(len, rows)), buckets)
     tokens = np.zeros((len(rows), width), np.int32)
     positions = np.full((len(rows), width), -1, np.int32)
@@ -96,6 +100,8 @@ def check_rows(
         raise ValueError(f"there is no {name}: at least one is wanted")
     if starts is not None and len(starts) != len(rows):
         raise ValueError(f"{len(rows)} rows of {name}, but {len(starts)} starts")
+    if starts is not None and min(starts) < 0:
+        raise ValueError(f"starts must be at least 0, got {min(starts)}")
     context = config.context
     for row, ids in enumerate(rows):
         start = 0 if starts is None else starts[row]

@@ -118,7 +118,7 @@ class DecoderConfig:
             all.
         eos_token_ids: tokens that end a text.
         bos_token_id: the token that starts one.
-        pad_token_id: the token that fills a row; it is masked wherever it stands.
+        pad_token_id: the token that fills a row elsewhere; here padding is told by its position.
     """
 
     family: Family
@@ -155,12 +155,16 @@ class DecoderConfig:
     def context(self) -> int:
         """Tokens in the longest text, answer included.
 
-        Checkpoints with linear or dynamic scaling say how long texts were in training, those with
-        llama3 or yarn how long they may be now.
+        With linear or dynamic scaling `max_position_embeddings` counts texts as they were trained,
+        with llama3 as they may be now, with yarn either. (A checkpoint with linear scaling that
+        counts longer texts already gets more room than it was trained for.)
         """
-        if isinstance(self.rotary, LinearRotary | DynamicRotary):
-            return int(self.max_position_embeddings * self.rotary.factor)
-        return self.max_position_embeddings
+        rotary, tokens = self.rotary, self.max_position_embeddings
+        if isinstance(rotary, LinearRotary | DynamicRotary):
+            return int(tokens * rotary.factor)
+        if isinstance(rotary, YarnRotary):
+            return max(tokens, int(rotary.original_max_position_embeddings * rotary.factor))
+        return tokens
 
     def _problems(self) -> list[str]:
         problems = []

@@ -54,20 +54,28 @@ _COMMON = {
     "bos_token_id": None,
     "pad_token_id": None,
 }
-_QWEN_WINDOWS = {
+_ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+_QWEN = {
+    "num_key_value_heads": 32,
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
     "layer_types": None,
 }
 _DEFAULTS: Mapping[str, dict[str, Any]] = {
-    "llama": {"attention_bias": False, "mlp_bias": False},
-    "mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
-    "qwen2": _QWEN_WINDOWS,
-    "qwen3": {"attention_bias": False, "head_dim": 128, **_QWEN_WINDOWS},
+    "llama": {"attention_bias": False, "mlp_bias": False, **_ENDS},
+    "mistral": {"sliding_window": 4096, "num_key_value_heads": 8, **_ENDS},
+    "qwen2": _QWEN,
+    "qwen3": {"attention_bias": False, "head_dim": 128, **_QWEN},
 }
 # Keys of which only one value is supported.
-_FIXED = {"hidden_act": "silu", "is_encoder_decoder": False, "add_cross_attention": False}
+_FIXED = {
+    "hidden_act": "silu",
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "rope_interleaved": False,
+}
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 # Keys that do not change what is computed.
 _IGNORED = frozenset(
     (
@@ -76,6 +84,7 @@ _IGNORED = frozenset(
         "chunk_size_feed_forward", "id2label", "label2id", "return_dict", "tokenizer_class",
         "_attn_implementation", "_attn_implementation_autoset", "unsloth_version",
         "unsloth_fixed", "max_length", "max_sequence_length", "task_specific_params",
+        "is_llama_config", "transformers.js_config", "use_flash_attn",
     )
 )  # fmt: skip
 
@@ -96,10 +105,10 @@ def read_config(folder: Path) -> DecoderConfig:
             f"{path}: model_type is {family!r}, supported: {', '.join(get_args(Family))}"
         )
     problems: list[str] = []
-    known = _known_values(values, family, problems)
     # transformers generates by this file, which for chat models names more ends of a text.
     if generation.get("eos_token_id") is not None:
-        known["eos_token_id"] = generation["eos_token_id"]
+        values = {**values, "eos_token_id": generation["eos_token_id"]}
+    known = _known_values(values, family, problems)
     rotary = _read_rotary(known, problems)
     windows = _read_windows(known, problems)
     if problems or rotary is None:
@@ -212,10 +221,12 @@ def _known_values(values: dict[str, Any], family: str, problems: list[str]) -> d
             problems.append(f"{name} is {values[name]!r}, supported: {supported!r}")
     for name, value in values.items():
         if name in known or name in _SIZES:
-            known[name] = value
-        elif name not in _IGNORED and name not in _FIXED and value not in (None, False):
+            known[name] = known[name] if value is None and name in _SWITCHES else value
+        elif not (name in _IGNORED or name in _FIXED or value is None or value is False):
             problems.append(f"{name} is {value!r:.60}, which is not understood")
     problems += [f"{name} is missing" for name in _SIZES if name not in known]
+    if known["pad_token_id"] == -1:
+        known["pad_token_id"] = None  # as older conversions say it
     whole = (*_SIZES, "num_key_value_heads", "head_dim", "sliding_window", "max_window_layers",
              "bos_token_id", "pad_token_id")  # fmt: skip
     for name in whole:
@@ -225,7 +236,7 @@ def _known_values(values: dict[str, Any], family: str, problems: list[str]) -> d
             continue
         if name in known and not _is_whole(value, least):
             problems.append(f"{name} must be a whole number from {least} on, found {value!r}")
-    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+    for name in _SWITCHES:
         if not isinstance(known.get(name, False), bool):
             problems.append(f"{name} must be true or false, found {known[name]!r}")
     if not _is_number(known["rms_norm_eps"]):
@@ -256,7 +267,7 @@ def _read_rotary(known: dict[str, Any], problems: list[str]) -> Rotary | None:
         return None
     given = found[0] if found else {"rope_theta": theta, "type": "default"}
     kind, context = given.pop("type"), known.get("max_position_embeddings")
-    if kind not in _ROTARIES:
+    if not isinstance(kind, str) or kind not in _ROTARIES:
         problems.append(f"rope type is {kind!r}, supported: {', '.join(_ROTARIES)}")
         return None
     if given.pop("partial_rotary_factor", 1) != 1:
@@ -264,13 +275,15 @@ def _read_rotary(known: dict[str, Any], problems: list[str]) -> Rotary | None:
     fields = {field.name: field for field in dataclasses.fields(_ROTARIES[kind])}
     if "original_max_position_embeddings" in fields:
         given.setdefault("original_max_position_embeddings", context)
-    elif given.get("original_max_position_embeddings") == context:
-        del given["original_max_position_embeddings"]  # said again, for nothing
+    else:
+        given.pop("original_max_position_embeddings", None)  # of no use to these types
     wrong = [f"{name} is not understood" for name in given if name not in fields]
     for name, field in fields.items():
         if name not in given and field.default is dataclasses.MISSING:
             wrong.append(f"{name} is missing")
-        elif name in given and not (_is_number(given[name]) or isinstance(given[name], bool)):
+        elif name in given and field.type is bool and not isinstance(given[name], bool):
+            wrong.append(f"{name} must be true or false, found {given[name]!r}")
+        elif name in given and field.type is not bool and not _is_number(given[name]):
             wrong.append(f"{name} must be a number, found {given[name]!r}")
     problems += [f"rope type {kind}: {problem}" for problem in wrong]
     return None if wrong else _ROTARIES[kind](**given)
@@ -290,7 +303,8 @@ def _read_windows(known: dict[str, Any], problems: list[str]) -> tuple[int | Non
         first = known["max_window_layers"] or 0
         return tuple(window if layer >= first else None for layer in range(layers))
     supported = {"full_attention": None, "sliding_attention": window}
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(supported):
+    named = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
+    if not named or len(kinds) != layers or not set(kinds) <= set(supported):
         problems.append(f"layer_types must be {layers} of {', '.join(supported)}, found {kinds}")
         return ()
     if "sliding_attention" in kinds and window is None:

@@ -254,7 +254,7 @@ def run_layers(
             layer_edit = jax.tree.map(lambda leaf: _take(leaf, layer - layers.start), edit)
             read = evidence_attention.attend_with_evidence(
                 query, *own, positions, window, evidence, layer, layer_edit,
-                chunk or evidence.keys.shape[2],
+                evidence.keys.shape[2] if chunk is None else chunk,
             )  # fmt: skip
         states = _apply(module, layer_parameters, states, read, method=DecoderLayer.after_attention)
         return sharding.split_by_text(layer_parameters, states), keys, values
@@ -300,7 +300,18 @@ def forward(
             it is.
         interface_layer: the residual stream before this layer comes out as features.
         chunk: evidence rows at a time, see `attend_with_evidence`; all of them if None.
+
+    Raises:
+        ValueError: there is no such layer, or the cache has fewer slots than there are new rows.
     """
+    if not 0 <= interface_layer < config.num_hidden_layers:
+        raise ValueError(
+            f"interface_layer must be from 0 to {config.num_hidden_layers - 1}, "
+            f"got {interface_layer}"
+        )
+    slots = cache.positions.shape[1]
+    if tokens.shape[1] > slots:
+        raise ValueError(f"{tokens.shape[1]} rows, but the cache has {slots} slots")
     features, cache = run_layers(
         config, parameters, embed(parameters, tokens), positions, cache, evidence,
         layers=range(interface_layer), chunk=chunk,

@@ -91,9 +91,14 @@ def take_evidence(evidence: Evidence, rows: Any) -> Evidence:
 
     Args:
         evidence: of a batch.
-        rows: indices of the rows, `[new batch]`.
+        rows: indices of the rows, `[new batch]`, at least one.
+
+    Raises:
+        ValueError: none, or one that is not in the batch.
     """
-    rows = jnp.asarray(rows)
+    rows, count = np.asarray(rows), evidence.positions.shape[0]
+    if not rows.size or rows.min() < 0 or rows.max() >= count:
+        raise ValueError(f"rows must be some of 0 to {count - 1}, got {rows.tolist()}")
     return Evidence(
         keys=evidence.keys[:, rows],
         values=evidence.values[:, rows],
@@ -156,6 +161,24 @@ def zero_edit(
     )
 
 
+def check_evidence(config: DecoderConfig, parameters: Parameters, evidence: Evidence) -> None:
+    """Checks that evidence is this model's.
+
+    Raises:
+        ValueError: it has other sizes, or another dtype; the message names the array.
+    """
+    layers, heads, d = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+    dtype = parameters["norm"]["scale"].dtype
+    for name in ("keys", "values"):
+        array = getattr(evidence, name)
+        expected = (layers, *evidence.positions.shape, heads, d)
+        if array.shape != expected or array.dtype != dtype:
+            raise ValueError(
+                f"{name} of the evidence must be {dtype} {expected}, got {array.dtype} "
+                f"{array.shape}: is it another model's?"
+            )
+
+
 def check_edit(
     config: DecoderConfig, evidence: Evidence, edit: EvidenceEdit, interface_layer: int
 ) -> None:
@@ -164,11 +187,6 @@ def check_edit(
     Raises:
         ValueError: it has other sizes; the message names the array.
     """
-    if not 0 <= interface_layer < config.num_hidden_layers:
-        raise ValueError(
-            f"interface_layer must be from 0 to {config.num_hidden_layers - 1}, "
-            f"got {interface_layer}"
-        )
     layers, batch = config.num_hidden_layers - interface_layer, evidence.positions.shape[0]
     width = config.num_key_value_heads * config.head_dim
     rank = edit.value_down.shape[-1]

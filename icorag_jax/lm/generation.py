@@ -20,7 +20,7 @@ from icorag_jax.lm import sharding
 from icorag_jax.lm.batches import Side, bucket_length, check_rows, pad_batch
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import Cache, empty_cache, forward, logits
-from icorag_jax.lm.evidence import check_edit, evidence_lengths
+from icorag_jax.lm.evidence import check_edit, check_evidence, evidence_lengths
 from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 
 
@@ -97,7 +97,7 @@ def generate(
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if (sampling is None) != (key is None):
         raise ValueError("sampling takes a key, and a key takes sampling")
-    starts = _check_evidence(config, prompts, evidence, edit, interface_layer)
+    starts = _check_evidence(config, parameters, prompts, evidence, edit, interface_layer)
     batch = pad_batch(config, prompts, buckets=buckets, side=side, starts=starts)
     keys = (
         None
@@ -105,6 +105,7 @@ def generate(
         else jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(len(prompts)))
     )
     batch = sharding.shard_like(parameters, batch)
+    edit = edit and sharding.shard_like(parameters, edit)
     drawing = sampling and (jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
     found = generate_rows(
         config, parameters, batch.tokens, batch.positions, evidence, edit,
@@ -167,7 +168,9 @@ def generate_rows(
 
     def advance(state: tuple) -> tuple:
         step, cache, last, position, done, found = state
-        output = run(last[:, None], jnp.where(done, -1, position)[:, None], cache)
+        # Texts that have ended run on, unseen by others, as they do in the reference
+        # implementation: with `DynamicRotary` their length still counts.
+        output = run(last[:, None], position[:, None], cache)
         new = jnp.where(done, 0, choose(output.states[:, 0], step))
         return record(step, output.cache, new, position + 1, done, found)
 
@@ -231,7 +234,7 @@ def score(
     check_rows(config, continuations, name="continuation")
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(prompts)} prompts, but {len(continuations)} continuations")
-    starts = _check_evidence(config, prompts, evidence, edit, interface_layer)
+    starts = _check_evidence(config, parameters, prompts, evidence, edit, interface_layer)
     check_rows(config, prompts, starts=starts)
     texts = [[*prompt, *more] for prompt, more in zip(prompts, continuations, strict=True)]
     batch = pad_batch(
@@ -239,6 +242,7 @@ def score(
         name="prompt with its continuation",
     )  # fmt: skip
     batch = sharding.shard_like(parameters, batch)
+    edit = edit and sharding.shard_like(parameters, edit)
     width = batch.tokens.shape[1]
     longest = bucket_length(max(map(len, continuations)), buckets)
     scored = score_rows(
@@ -296,6 +300,7 @@ def score_rows(
 
 def _check_evidence(
     config: DecoderConfig,
+    parameters: Parameters,
     prompts: Sequence[Sequence[int]],
     evidence: Evidence | None,
     edit: EvidenceEdit | None,
@@ -311,6 +316,7 @@ def _check_evidence(
             f"{len(prompts)} prompts, but evidence of {evidence.positions.shape[0]}: "
             "take_evidence repeats rows"
         )
+    check_evidence(config, parameters, evidence)
     if edit is not None:
         check_edit(config, evidence, edit, interface_layer)
     return sharding.to_host(evidence_lengths(evidence)).tolist()

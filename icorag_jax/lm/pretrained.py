@@ -88,7 +88,14 @@ def from_pretrained(
             raise CheckpointError(
                 f"{folder}: the tokenizer has token {largest}, the model {config.vocab_size}"
             )
-    layout = _TIED_LAYOUT if config.tie_word_embeddings else LAYOUT
+    layout = LAYOUT
+    if config.tie_word_embeddings:
+        layout = _TIED_LAYOUT
+        if not checkpoint.same_tensors(folder, "model.embed_tokens.weight", "lm_head.weight"):
+            raise CheckpointError(
+                f"{folder}: tie_word_embeddings is true, but lm_head.weight is another tensor than "
+                "model.embed_tokens.weight: set it to false"
+            )
     return LanguageModel(config, checkpoint.read_parameters(folder, template, layout), tokenizer)
 
 
@@ -103,8 +110,10 @@ def save_pretrained(folder: Path, model: LanguageModel, shard_bytes: int = 5 * 2
     Raises:
         FileExistsError: there is something at `folder` already.
         OSError: it cannot be written; nothing is left of it.
-        ValueError: the family has no words for some of the settings.
+        ValueError: the family has no words for some of the settings, or layers are not stacked.
     """
+    if isinstance(model.parameters["layers"], list):
+        raise ValueError("parameters are saved with their layers stacked, not from unstack_layers")
 
     def write(temporary: Path) -> None:
         dtype = model.parameters["norm"]["scale"].dtype.name

@@ -126,8 +126,12 @@ def shard_batch(batch: OfBatch, mesh: Mesh) -> OfBatch:
 
 
 def shard_like(parameters: Parameters, batch: OfBatch) -> OfBatch:
-    """`shard_batch` on the mesh that parameters lie on; the same batch if they lie on none."""
-    found = jax.tree.leaves(parameters)[0].sharding
+    """`shard_batch` on the mesh that parameters lie on; the same batch if they lie on none.
+
+    Within a compiled program the batch stays as it is: the compiler lays it out.
+    """
+    leaf = jax.tree.leaves(parameters)[0]
+    found = None if isinstance(leaf, jax.core.Tracer) else leaf.sharding
     if isinstance(found, NamedSharding) and isinstance(found.mesh, Mesh):
         return shard_batch(batch, found.mesh)
     return batch

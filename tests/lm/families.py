@@ -36,6 +36,14 @@ def trained_context(kind: str) -> int:
     return CONTEXT // 2 if kind in ("linear", "dynamic") else CONTEXT
 
 
+YARNS = (
+    {},
+    {"attention_factor": 0.8},
+    {"mscale": 0.9, "mscale_all_dim": 0.7},
+    {"beta_fast": 8.0, "beta_slow": 2.0, "truncate": False},
+)
+
+
 def rotary_settings(kind: str, context: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"rope_type": kind, "rope_theta": 10_000.0}
     match kind:
@@ -72,10 +80,11 @@ def drawn_models(draw: Any, family: str | None = None, rotary: str | None = None
         "max_position_embeddings": trained_context(kind),
         "rms_norm_eps": draw(st.sampled_from((1e-6, 1e-5))),
         "tie_word_embeddings": draw(st.booleans()),
-        "rope_parameters": rotary_settings(kind, CONTEXT),
+        "rope_parameters": rotary_settings(kind, CONTEXT)
+        | (draw(st.sampled_from(YARNS)) if kind == "yarn" else {}),
         # Weights large enough for logits that differ, so that the likeliest token is clear.
         "initializer_range": 0.3,
-        "eos_token_id": None,
+        "eos_token_id": draw(st.sampled_from((None, 3, [7, 11]))),
         "bos_token_id": None,
         "pad_token_id": None,
     }

@@ -33,6 +33,8 @@ def test_buckets():
     assert [bucket_length(n, (32, 8)) for n in (1, 8, 9, 32)] == [8, 8, 32, 32]
     with pytest.raises(ValueError, match="33 tokens, but the largest bucket holds 32"):
         bucket_length(33, (32, 8))
+    with pytest.raises(ValueError, match="there are no buckets"):
+        bucket_length(1, ())
 
 
 def test_tokens_that_are_no_whole_numbers():
@@ -43,6 +45,11 @@ def test_tokens_that_are_no_whole_numbers():
             pad_batch(models.SMALL, [[0.5]], buckets=(4,), side="left", name="row")
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_starts_below_zero():
+    with pytest.raises(ValueError, match="starts must be at least 0, got -2"):
+        pad_batch(models.SMALL, [[1]], buckets=(4,), side="left", starts=[-2])
 
 
 def test_starts_of_other_rows():

@@ -76,9 +76,9 @@ def test_no_edit_and_the_zero_edit_are_the_same_bits(dtype, chunk):
     kept = prefill(parameters=parameters)
     zero = evidence.zero_edit(CONFIG, 2, 2, 3, interface_layer=LAYER, dtype=dtype)
     run = jax.jit(lambda edit: question_pass(kept, edit, parameters=parameters, chunk=chunk)[1])
-    np.testing.assert_array_equal(
-        np.asarray(run(None).states, np.float32), np.asarray(run(zero).states, np.float32)
-    )
+    plain, edited = np.asarray(run(None).states), np.asarray(run(zero).states)
+    assert np.isfinite(plain.astype(np.float32)).all()
+    assert plain.tobytes() == edited.tobytes()
 
 
 def test_an_edit_acts_on_its_layers_alone():
@@ -154,11 +154,12 @@ def loss(edit, kept, parameters=PARAMETERS):
 
 
 def test_gradient_of_an_edit():
-    """Against central differences, along random directions."""
+    """Against central differences, along random directions of each array."""
     kept, edit = prefill(), random_edit(scale=0.3)
     slope, value = jax.jit(jax.grad(loss))(edit, kept), jax.jit(loss)
-    for seed in range(4):
-        way, step = random_edit(seed + 10), 4e-3
+    nowhere = jax.tree.map(jnp.zeros_like, edit)
+    for seed, name in enumerate((*edit._fields, *edit._fields)):
+        way, step = nowhere._replace(**{name: getattr(random_edit(seed + 10), name)}), 4e-3
         ahead, behind = (
             value(jax.tree.map(lambda e, w, s=s: e + s * w, edit, way), kept) for s in (step, -step)
         )
@@ -194,6 +195,38 @@ def test_memory_of_the_backward_pass_does_not_grow_with_the_evidence():
     grown = long.argument_size_in_bytes - short.argument_size_in_bytes
     assert grown >= 2 * 3 * 2 * (4096 - 64) * 2 * 6 * 4
     assert long.temp_size_in_bytes - short.temp_size_in_bytes < 0.02 * grown
+
+
+@pytest.mark.parametrize("rows", [[], [0, 2], [-1]])
+def test_rows_that_are_not_there(rows):
+    with pytest.raises(ValueError, match=r"rows must be some of 0 to 1, got \["):
+        evidence.take_evidence(prefill(), rows)
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_layer_that_is_not_there(layer):
+    with pytest.raises(ValueError, match="interface_layer must be from 0 to 2, got"):
+        generation.generate(
+            CONFIG, PARAMETERS, QUESTIONS, max_new_tokens=1, buckets=(8,), interface_layer=layer
+        )
+
+
+def test_evidence_of_another_model():
+    other = models.small(num_hidden_layers=2, windows=(None, None))
+    kept = prefill(config=other, parameters=models.parameters(other))
+    with pytest.raises(ValueError, match=r"keys of the evidence must be float32 .*another model"):
+        generation.generate(
+            CONFIG, PARAMETERS, QUESTIONS, max_new_tokens=1, buckets=(8,), evidence=kept
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([[1, 2], []], "evidence 1 is empty"), ([[1, 50], [1]], "evidence 0 has token 50")],
+)
+def test_wrong_rows(rows, message):
+    with pytest.raises(ValueError, match=message):
+        evidence.prefill_evidence(CONFIG, PARAMETERS, rows, [[], []], buckets=(24,))
 
 
 def test_kept_evidence_is_taken_and_stacked():
@@ -242,7 +275,7 @@ def test_wrong_spans(spans, message):
         ({"logit_bias": jnp.zeros((2, 2, 3, 2))}, LAYER, "logit_bias must be"),
         ({"value_up": jnp.zeros((2, 2, 3, 11))}, LAYER, "value_up must be"),
         ({}, 0, "value_down must be"),
-        ({}, 3, "interface_layer must be from 0 to 2"),
+        ({}, 2, "must be"),
     ],
 )
 def test_wrong_edits(changes, layer, message):

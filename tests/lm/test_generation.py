@@ -168,6 +168,30 @@ def test_wrong_input_is_told_before_anything_compiles(prompts, options, message)
     assert generation.generate_rows._cache_size() == before
 
 
+@pytest.mark.parametrize(
+    ("continuations", "message"),
+    [
+        ([[1], [2]], "3 prompts, but 2 continuations"),
+        ([[1], [], [2]], "continuation 1 is empty"),
+        ([[1], [50], [2]], "continuation 1 has token 50"),
+        ([[1] * 60, [1], [1]], "prompt with its continuation 0 has 69 tokens"),
+    ],
+)
+def test_wrong_continuations(continuations, message):
+    before = generation.score_rows._cache_size()
+    with pytest.raises(ValueError, match=message):
+        generation.score(CONFIG, PARAMETERS, PROMPTS, continuations, buckets=(80,))
+    assert generation.score_rows._cache_size() == before
+
+
+def test_a_cache_without_room():
+    with pytest.raises(ValueError, match="4 rows, but the cache has 3 slots"):
+        decoder.forward(
+            CONFIG, PARAMETERS, jnp.ones((1, 4), jnp.int32), jnp.arange(4, dtype=jnp.int32)[None],
+            decoder.empty_cache(CONFIG, 1, 3, jnp.float32),
+        )  # fmt: skip
+
+
 def test_evidence_of_other_rows():
     kept = evidence.prefill_evidence(CONFIG, PARAMETERS, [[1, 2]], [[(0, 1)]], buckets=(2,))
     with pytest.raises(ValueError, match="3 prompts, but evidence of 1"):

@@ -17,7 +17,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from icorag_jax.checkpoint import CheckpointError
-from icorag_jax.lm import pretrained
+from icorag_jax.lm import decoder, pretrained
 from icorag_jax.lm.config import (
     DynamicRotary,
     LinearRotary,
@@ -82,7 +82,15 @@ def test_there_and_back(tmp_path, rotary):
 
 
 @pytest.mark.parametrize(
-    ("rotary", "tokens"), [(ROTARIES[0], 128), (ROTARIES[1], 128), (ROTARIES[2], 64), (None, 64)]
+    ("rotary", "tokens"),
+    [
+        (ROTARIES[0], 128),
+        (ROTARIES[1], 128),
+        (ROTARIES[2], 64),
+        (ROTARIES[3], 64),
+        (YarnRotary(1e6, 4.0, 64), 256),
+        (None, 64),
+    ],
 )
 def test_the_context_of_stretched_positions(rotary, tokens):
     config = models.small(**({} if rotary is None else {"rotary": rotary}))
@@ -112,6 +120,17 @@ def test_tokens_that_end_a_text_are_those_of_generation(tmp_path):
     save(tmp_path / "m", models.small(eos_token_ids=(3,)))
     (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [3, 5]}')
     assert load(tmp_path / "m").config.eos_token_ids == (3, 5)
+    (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [3, null]}')
+    with pytest.raises(CheckpointError, match="eos_token_id must be a token or a list"):
+        load(tmp_path / "m")
+
+
+def test_ends_that_are_not_named_are_those_of_the_family(tmp_path):
+    save(tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").unlink()
+    edit_config(tmp_path / "m", eos_token_id="ABSENT", bos_token_id="ABSENT")
+    config = load(tmp_path / "m").config
+    assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
 
 
 def test_a_tied_checkpoint_may_hold_the_output_as_well(tmp_path):
@@ -120,6 +139,21 @@ def test_a_tied_checkpoint_may_hold_the_output_as_well(tmp_path):
     table = np.asarray(model.parameters["embedding"]["embedding"])
     edit_tensors(tmp_path / "m", lambda tensors: tensors.update({"lm_head.weight": table}))
     assert_equal(load(tmp_path / "m").parameters, model.parameters)
+
+
+def test_a_tied_checkpoint_with_another_output(tmp_path):
+    """Which transformers would not tie."""
+    save(tmp_path / "m", models.small(tie_word_embeddings=True))
+    other = np.ones((50, 16), np.float32)
+    edit_tensors(tmp_path / "m", lambda tensors: tensors.update({"lm_head.weight": other}))
+    with pytest.raises(CheckpointError, match="tie_word_embeddings is true, but lm_head"):
+        load(tmp_path / "m")
+
+
+def test_unstacked_layers_are_not_saved(tmp_path):
+    parameters = decoder.unstack_layers(models.parameters())
+    with pytest.raises(ValueError, match="layers stacked"):
+        pretrained.save_pretrained(tmp_path / "m", LanguageModel(models.SMALL, parameters, None))
 
 
 def test_all_wrong_tensors_at_once(tmp_path):
@@ -199,6 +233,12 @@ def test_no_folder():
         ({"head_dim": 5}, ["head_dim must be even, got 5"]),
         ({"eos_token_id": "no"}, ["eos_token_id must be a token"]),
         ({"bos_token_id": 99}, ["token 99 is not in a vocabulary of 50"]),
+        ({"rope_parameters": {"rope_type": ["linear"]}}, ["rope type is ['linear'], supported"]),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": True}},
+            ["factor must be a number, found True"],
+        ),
+        ({"use_mrope": 0}, ["use_mrope is 0, which is not understood"]),
         ({"tie_word_embeddings": 1}, ["tie_word_embeddings must be true or false, found 1"]),
     ],
 )
@@ -214,7 +254,8 @@ def test_wrong_settings(tmp_path, values, problems):
 
 def test_what_is_switched_off_need_not_be_known(tmp_path):
     save(tmp_path / "m")
-    edit_config(tmp_path / "m", use_mrope=False, quantization_config=None)
+    edit_config(tmp_path / "m", use_mrope=False, quantization_config=None, attention_bias=None,
+                pad_token_id=-1)  # fmt: skip
     assert load(tmp_path / "m").config == models.SMALL
 
 
