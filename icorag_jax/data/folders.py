@@ -9,7 +9,6 @@ A folder holds a folder a benchmark, and one of corpora; each file may be gzippe
 """
 
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ Record = TypeVar("Record", Question, CorpusPassage)
 
 SPLITS = ("train", "dev", "test")
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-_READ_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError)
+_READ_ERRORS = (OSError, EOFError, zlib.error)
 
 
 class DataError(ValueError):
@@ -106,16 +105,19 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file, gzipped or not, with their numbers from 1.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read; the message has it and the line.
     """
+    number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            # Only a line feed ends a line: a carriage return is white space of JSON.
-            lines = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-            for number, line in enumerate(lines, start=1):
-                yield number, line.removesuffix("\n")
+            # Only a line feed ends a line of bytes: a carriage return is white space of JSON.
+            for number, line in enumerate(file, start=1):
+                text = line.decode()
+                yield number, text.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}, line {number}: {error}") from error
     except _READ_ERRORS as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        raise DataError(f"cannot read {path}, line {number + 1}: {error}") from error
 
 
 def parse_rows(
@@ -205,9 +207,11 @@ def _read_records(path: Path, parse: Callable[[str], Record]) -> Iterator[Record
 
 def _parse_object(line: str) -> dict[str, Any]:
     try:
-        return _check_object(json.loads(line), "the line")
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(line)
+    # A ValueError that is no JSONDecodeError: a number has too many digits for Python.
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the line is not JSON: {error}") from error
+    return _check_object(value, "the line")
 
 
 def _check_object(value: Any, name: str) -> dict[str, Any]:
