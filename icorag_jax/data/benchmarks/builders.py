@@ -300,7 +300,9 @@ def open_prepared(
             # Datasets that killed processes had begun; their shards are elsewhere.
             for begun in folder.parent.glob("incomplete.*"):
                 shutil.rmtree(begun)
-            discard_damaged_downloads(cache / "downloads")
+            if manual is None:
+                # Under the lock of the root that all public datasets are kept in.
+                discard_damaged_downloads(cache / "downloads")
             # What is printed on the way is no result of whoever asked for the data.
             with contextlib.redirect_stdout(sys.stderr):
                 make().download_and_prepare(

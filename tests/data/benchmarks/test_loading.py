@@ -272,6 +272,16 @@ class TestCache:
         write_questions(config.folder / "made" / "dev.jsonl.gz", changed)
         assert list(load(config)) == changed
 
+    def test_local_folders_leave_downloads_alone(self, config):
+        downloads = config.cache / "downloads"
+        downloads.mkdir(parents=True)
+        # As of a download that goes on: the note is there, the file is not.
+        (downloads / "live.INFO").write_text("{}")
+        (downloads / "whole").touch()
+        (downloads / "whole.INFO").write_text("{}")
+        load(config)
+        assert {path.name for path in downloads.iterdir()} >= {"live.INFO", "whole", "whole.INFO"}
+
     @pytest.mark.parametrize("damage", ["truncated", "edited", "deleted", "added"])
     def test_every_file_that_is_damaged_is_found_out(self, config, damage, caplog):
         load(config)
