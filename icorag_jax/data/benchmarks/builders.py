@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,6 +69,17 @@ class ResumableBuilder(tfds.core.GeneratorBasedBuilder):
     record_features: ClassVar[tfds.features.FeaturesDict]
     VERSION = tfds.core.Version("1.0.0")
 
+    def __init__(self, *, confirm: Callable[[], None] = lambda: None, **settings: Any):
+        """A builder.
+
+        Args:
+            confirm: called when all sources are read and before a dataset is made of them; raises
+                if they are no longer what they were.
+            **settings: of any builder.
+        """
+        self._confirm = confirm
+        super().__init__(**settings)
+
     def _generate_splits(
         self,
         dl_manager: tfds.download.DownloadManager,
@@ -110,6 +121,7 @@ class ResumableBuilder(tfds.core.GeneratorBasedBuilder):
                     filename_template=template,
                 )
             )
+        self._confirm()
         write_ids(Path(self.data_path), ids)
         return infos
 
@@ -271,6 +283,7 @@ def open_prepared(
     root: Path,
     cache: Path,
     manual: Path | None,
+    confirm: Callable[[], None],
     **settings: str,
 ) -> tuple[Sequence[Example], list[str]]:
     """The examples of a split and their ids, prepared first unless they are there, intact.
@@ -283,11 +296,14 @@ def open_prepared(
         cache: where downloads are kept. Those that are not as they were downloaded are downloaded
             again.
         manual: the folder of the local files, for datasets that are made of some.
+        confirm: raises if the sources are no longer those that `root` is for; called after they
+            are read.
         **settings: of the builder, beside its config.
 
     Raises:
         DataError: a row is malformed, or a file cannot be downloaded.
         OSError: a file cannot be written.
+        Exception: what `confirm` raises.
     """
     root.mkdir(parents=True, exist_ok=True)
     make = functools.partial(builder_class, data_dir=root, config=config, **settings)
@@ -305,7 +321,7 @@ def open_prepared(
                 discard_damaged_downloads(cache / "downloads")
             # What is printed on the way is no result of whoever asked for the data.
             with contextlib.redirect_stdout(sys.stderr):
-                make().download_and_prepare(
+                make(confirm=confirm).download_and_prepare(
                     download_dir=cache / "downloads",
                     download_config=tfds.download.DownloadConfig(manual_dir=manual),
                     file_format="array_record",

@@ -272,6 +272,32 @@ class TestCache:
         write_questions(config.folder / "made" / "dev.jsonl.gz", changed)
         assert list(load(config)) == changed
 
+    def test_a_source_that_changes_while_it_is_read_is_refused(self, config, monkeypatch):
+        path = config.folder / "made" / "dev.jsonl.gz"
+        before, read = path.read_bytes(), builders.read_questions
+
+        def change_and_read(path):
+            write_questions(path, make_questions(7))
+            return read(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(builders, "read_questions", change_and_read)
+            with pytest.raises(DataError, match=r"made/dev\.jsonl\.gz changed while being read"):
+                load(config)
+        assert list(load(config)) == make_questions(7)
+        path.write_bytes(before)
+        assert list(load(config)) == make_questions(11)
+
+    def test_a_corpus_that_changes_while_it_is_read_is_refused(self, tmp_path, monkeypatch):
+        path = tmp_path / "corpora" / "wiki.jsonl"
+        write_corpus(path, [CorpusPassage("a", "", "old")])
+        new, read = CorpusPassage("a", "", "new"), builders.read_corpus
+        with monkeypatch.context() as patch:
+            patch.setattr(builders, "read_corpus", lambda p: write_corpus(p, [new]) or read(p))
+            with pytest.raises(DataError, match=r"wiki\.jsonl changed while being read"):
+                load_corpus(tmp_path, "wiki", tmp_path / "cache")
+        assert list(load_corpus(tmp_path, "wiki", tmp_path / "cache")) == [new]
+
     def test_local_folders_leave_downloads_alone(self, config):
         downloads = config.cache / "downloads"
         downloads.mkdir(parents=True)
