@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from icorag_jax.data.json_lines import open_rows
 from icorag_jax.data.records import CorpusPassage, Passage, Question
-from icorag_jax.files import write_atomically
 
 Record = TypeVar("Record", Question, CorpusPassage)
 
@@ -98,7 +98,7 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
 
 def write_corpus(path: Path, passages: Iterable[CorpusPassage]) -> None:
     """Writes a corpus whole, gzipped where the path says so; same passages, same bytes."""
-    _write_rows(path, ({"id": p.id, "title": p.title, "text": p.text} for p in passages))
+    _write_rows(path, (corpus_row(passage) for passage in passages))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -200,6 +200,11 @@ def question_row(question: Question) -> dict[str, Any]:
     return row if question.type is None else {**row, "type": question.type}
 
 
+def corpus_row(passage: CorpusPassage) -> dict[str, Any]:
+    """A passage of a corpus as JSON has it."""
+    return {"id": passage.id, "title": passage.title, "text": passage.text}
+
+
 def _read_records(path: Path, parse: Callable[[str], Record]) -> Iterator[Record]:
     lines = ((f"{path}, line {number}", line) for number, line in read_lines(path))
     return parse_rows(path, lines, parse)
@@ -262,6 +267,6 @@ def _require(row: dict[str, Any], key: str) -> Any:
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    data = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
-    # Without a time in the gzip header, the same rows are the same bytes.
-    write_atomically(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    with open_rows(path) as writer:
+        for row in rows:
+            writer.write(row)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -90,6 +91,32 @@ def test_same_questions_are_same_bytes_anywhere(tmp_path):
     )
     assert (tmp_path / "plain.jsonl").read_text() == expected
     assert gzip.decompress((tmp_path / "one.jsonl.gz").read_bytes()).decode() == expected
+
+
+@pytest.mark.parametrize("name", ["dev.jsonl", "dev.jsonl.gz"])
+def test_files_are_written_whole_or_not_at_all(tmp_path, name):
+    def rows_until_failure():
+        yield Question("b", "who?", ("me",), ())
+        raise OSError("no more")
+
+    path = tmp_path / name
+    question = Question("a", "who?", ("me",), ())
+    write_questions(path, [question])
+    with pytest.raises(OSError, match="no more"):
+        write_questions(path, rows_until_failure())
+    assert list(tmp_path.iterdir()) == [path]
+    assert list(read_questions(path)) == [question]
+
+
+@pytest.mark.parametrize("name", ["wiki.jsonl", "wiki.jsonl.gz"])
+def test_rows_are_written_one_by_one(tmp_path, name):
+    passages = (CorpusPassage(str(index), "", f"{index}" * 5000) for index in range(1000))
+    tracemalloc.start()
+    write_corpus(tmp_path / name, passages)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000  # of over 14 million bytes
+    assert sum(1 for _ in read_corpus(tmp_path / name)) == 1000
 
 
 def test_lines_are_read_one_by_one(tmp_path):
