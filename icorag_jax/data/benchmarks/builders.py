@@ -67,6 +67,8 @@ class ResumableBuilder(tfds.core.GeneratorBasedBuilder):
     """
 
     record_features: ClassVar[tfds.features.FeaturesDict]
+    # To be raised with every change of the records that are made of a source, in `sources.py`,
+    # `folders.py` or `examples.py`: prepared datasets of the same version are served as they are.
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, confirm: Callable[[], None] = lambda: None, **settings: Any):
