@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -401,6 +402,16 @@ load(BenchmarkConfig("made", "dev", folder, cache, None, 0))
     assert not list(config.cache.rglob("*incomplete*"))
 
 
+def musique_row(split: str) -> dict:
+    return {
+        "id": f"2hop__{split}",
+        "question": f"Where is {split}?",
+        "paragraphs": [{"title": "Oslo", "paragraph_text": "A city.", "is_supporting": True}],
+        "answer": "Oslo",
+        "answer_aliases": [],
+    }
+
+
 class TestPublicSources:
     @pytest.fixture
     def served(self, tmp_path, monkeypatch):
@@ -408,6 +419,9 @@ class TestPublicSources:
         folder = tmp_path / "served"
         folder.mkdir()
         (folder / "bamboogle.csv").write_text("Question,Answer\nWho?,Me\nWhen?,1999\n")
+        with zipfile.ZipFile(folder / "musique.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for split in ("train", "dev"):
+                archive.writestr(f"data/{split}.jsonl", json.dumps(musique_row(split)) + "\n")
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def log_message(self, format, *args):
@@ -418,11 +432,17 @@ class TestPublicSources:
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
-            url = f"http://127.0.0.1:{server.server_port}/bamboogle.csv"
-            source = dataclasses.replace(
-                sources.SOURCES["bamboogle"], files={"test": RawFile(url, "csv")}
-            )
-            monkeypatch.setitem(sources.SOURCES, "bamboogle", source)
+            url = f"http://127.0.0.1:{server.server_port}"
+            files = {
+                "bamboogle": {"test": RawFile(f"{url}/bamboogle.csv", "csv")},
+                "musique": {
+                    split: RawFile(f"{url}/musique.zip", "json_lines", f"{split}.jsonl")
+                    for split in ("train", "dev")
+                },
+            }
+            for name in files:
+                source = dataclasses.replace(sources.SOURCES[name], files=files[name])
+                monkeypatch.setitem(sources.SOURCES, name, source)
             yield folder, requests
             server.shutdown()
             thread.join()
@@ -440,6 +460,16 @@ class TestPublicSources:
         assert tuple(load(public)) == self.EXPECTED
         assert tuple(load(public)) == self.EXPECTED
         assert served[1] == ["/bamboogle.csv"]
+
+    def test_an_archive_of_two_splits_is_downloaded_once(self, served, public):
+        for split in ("train", "dev"):
+            passages = (Passage("Oslo", "A city.", True),)
+            assert list(load(dataclasses.replace(public, benchmark="musique", split=split))) == [
+                Question(
+                    f"musique/2hop__{split}", f"Where is {split}?", ("Oslo",), passages, "2hop"
+                )
+            ]
+        assert served[1] == ["/musique.zip"]
 
     def test_a_damaged_download_is_downloaded_again(self, served, public):
         load(public)
