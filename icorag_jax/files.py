@@ -1,8 +1,12 @@
 """Files that are whole or absent."""
 
+import contextlib
 import os
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _TEMPORARY = ".tmp"
 
@@ -15,19 +19,37 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: the file cannot be written, say for a full disk; the old one stays as it was.
     """
+    with open_atomically(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, which takes the place of the old one when the context ends well.
+
+    Folders on the way to it are created. After any exception, the old file is as it was.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, as a file moves atomically only within a file system; with the process's
-    # number, as two processes may write at once.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a file is for as long as it is not finished, in the name that leftovers have."""
+    # In the same folder, as a file moves atomically only within a file system; with the numbers of
+    # process and thread, as several may write at once.
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{_TEMPORARY}")
 
 
 def is_leftover(path: Path) -> bool:

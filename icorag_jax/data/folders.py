@@ -9,21 +9,20 @@ A folder holds a folder a benchmark, and one of corpora; each file may be gzippe
 """
 
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from icorag_jax.data.json_lines import open_rows
 from icorag_jax.data.records import CorpusPassage, Passage, Question
-from icorag_jax.files import write_atomically
 
 Record = TypeVar("Record", Question, CorpusPassage)
 
 SPLITS = ("train", "dev", "test")
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-_READ_ERRORS = (OSError, EOFError, zlib.error, UnicodeDecodeError)
+_READ_ERRORS = (OSError, EOFError, zlib.error)
 
 
 class DataError(ValueError):
@@ -99,23 +98,26 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
 
 def write_corpus(path: Path, passages: Iterable[CorpusPassage]) -> None:
     """Writes a corpus whole, gzipped where the path says so; same passages, same bytes."""
-    _write_rows(path, ({"id": p.id, "title": p.title, "text": p.text} for p in passages))
+    _write_rows(path, (corpus_row(passage) for passage in passages))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file, gzipped or not, with their numbers from 1.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read; the message has it and the line.
     """
+    number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            # Only a line feed ends a line: a carriage return is white space of JSON.
-            lines = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-            for number, line in enumerate(lines, start=1):
-                yield number, line.removesuffix("\n")
+            # Only a line feed ends a line of bytes: a carriage return is white space of JSON.
+            for number, line in enumerate(file, start=1):
+                text = line.decode()
+                yield number, text.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}, line {number}: {error}") from error
     except _READ_ERRORS as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        raise DataError(f"cannot read {path}, line {number + 1}: {error}") from error
 
 
 def parse_rows(
@@ -198,6 +200,11 @@ def question_row(question: Question) -> dict[str, Any]:
     return row if question.type is None else {**row, "type": question.type}
 
 
+def corpus_row(passage: CorpusPassage) -> dict[str, Any]:
+    """A passage of a corpus as JSON has it."""
+    return {"id": passage.id, "title": passage.title, "text": passage.text}
+
+
 def _read_records(path: Path, parse: Callable[[str], Record]) -> Iterator[Record]:
     lines = ((f"{path}, line {number}", line) for number, line in read_lines(path))
     return parse_rows(path, lines, parse)
@@ -205,9 +212,11 @@ def _read_records(path: Path, parse: Callable[[str], Record]) -> Iterator[Record
 
 def _parse_object(line: str) -> dict[str, Any]:
     try:
-        return _check_object(json.loads(line), "the line")
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(line)
+    # A ValueError that is no JSONDecodeError: a number has too many digits for Python.
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the line is not JSON: {error}") from error
+    return _check_object(value, "the line")
 
 
 def _check_object(value: Any, name: str) -> dict[str, Any]:
@@ -258,6 +267,6 @@ def _require(row: dict[str, Any], key: str) -> Any:
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    data = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
-    # Without a time in the gzip header, the same rows are the same bytes.
-    write_atomically(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    with open_rows(path) as writer:
+        for row in rows:
+            writer.write(row)

@@ -136,12 +136,15 @@ def tokenize_piece(tokenizer: PromptTokenizer, wording: str, values: Mapping[str
 def cut_piece(piece: Piece, room: int) -> Piece:
     """A piece cut at its end to at most `room` tokens, fewer than it has.
 
-    The cut is between two characters, and not before a combining mark.
+    The cut is between two characters, and not before a combining mark (Unicode category M).
     """
 
     def is_between(size: int) -> bool:
         following = piece.text[piece.starts[size] :][:1]
-        return not piece.continues[size] and not unicodedata.combining(following or " ")
+        # The category, as many marks of Indic scripts and all variation selectors have no
+        # combining class.
+        is_mark = unicodedata.category(following or " ").startswith("M")
+        return not piece.continues[size] and not is_mark
 
     size = next((size for size in range(room, 0, -1) if is_between(size)), 0)
     return dataclasses.replace(

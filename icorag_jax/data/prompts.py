@@ -105,8 +105,8 @@ def make_prompt(
 
     Instruction and question are always whole. Passages follow in order for as long as they fit. The
     first one that does not is cut at its end, between two characters and not before a combining
-    mark, if at least `min_passage_tokens` of its tokens are left; else it is dropped. All after it
-    are dropped.
+    mark (Unicode category M), if at least `min_passage_tokens` of its tokens are left; else it is
+    dropped. All after it are dropped.
 
     Args:
         tokenizer: from `split_tokenizer`.

@@ -1,7 +1,10 @@
 """Local folders: what is written comes back, and every kind of malformed line is refused."""
 
 import gzip
+import hashlib
 import json
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -90,6 +93,32 @@ def test_same_questions_are_same_bytes_anywhere(tmp_path):
     assert gzip.decompress((tmp_path / "one.jsonl.gz").read_bytes()).decode() == expected
 
 
+@pytest.mark.parametrize("name", ["dev.jsonl", "dev.jsonl.gz"])
+def test_files_are_written_whole_or_not_at_all(tmp_path, name):
+    def rows_until_failure():
+        yield Question("b", "who?", ("me",), ())
+        raise OSError("no more")
+
+    path = tmp_path / name
+    question = Question("a", "who?", ("me",), ())
+    write_questions(path, [question])
+    with pytest.raises(OSError, match="no more"):
+        write_questions(path, rows_until_failure())
+    assert list(tmp_path.iterdir()) == [path]
+    assert list(read_questions(path)) == [question]
+
+
+@pytest.mark.parametrize("name", ["wiki.jsonl", "wiki.jsonl.gz"])
+def test_rows_are_written_one_by_one(tmp_path, name):
+    passages = (CorpusPassage(str(index), "", f"{index}" * 5000) for index in range(1000))
+    tracemalloc.start()
+    write_corpus(tmp_path / name, passages)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000  # of over 14 million bytes
+    assert sum(1 for _ in read_corpus(tmp_path / name)) == 1000
+
+
 def test_lines_are_read_one_by_one(tmp_path):
     path = write_lines(tmp_path / "dev.jsonl", GOOD, "{")
     rows = read_questions(path)
@@ -119,6 +148,7 @@ def test_keys_that_are_not_named_are_not_read(tmp_path):
         ("{", "the line is not JSON: Expecting property name"),
         ("", "the line is not JSON: Expecting value"),
         ("[" * 100_000, "the line is not JSON"),
+        ("9" * 4301, "the line is not JSON: Exceeds the limit"),
         ([1], r"the line must be an object, found \[1\]"),
         ({}, "no 'answers'"),
         ({**GOOD, "id": 3}, "id must be a text, found 3"),
@@ -165,21 +195,43 @@ def test_malformed_corpora_are_refused_by_file_and_line(tmp_path, row, message):
         list(read_corpus(path))
 
 
+# With hashes, so that compression leaves bytes of every line.
+LINES = [
+    json.dumps({**GOOD, "id": f"{i}", "question": hashlib.sha256(bytes([i])).hexdigest()}).encode()
+    + b"\n"
+    for i in range(99)
+]
+ZIPPED = gzip.compress(b"".join(LINES), mtime=0)
+HALF = ZIPPED[: len(ZIPPED) // 2]
+
+
 @pytest.mark.parametrize(
-    "content",
-    [b"plain", gzip.compress(json.dumps(GOOD).encode() * 99, mtime=0)[:-9], b"\x1f\x8b\x08"],
+    ("content", "line"),
+    [
+        (b"plain", 1),
+        (ZIPPED[:-8], 100),  # without its checksum, all lines are there
+        (HALF, zlib.decompressobj(wbits=31).decompress(HALF).count(b"\n") + 1),
+        (gzip.compress(b"".join(LINES[:3]), mtime=0) + b"garbage", 4),
+        (b"\x1f\x8b\x08", 1),
+    ],
 )
-def test_broken_gzip_is_refused(tmp_path, content):
+def test_broken_gzip_is_refused(tmp_path, content, line):
     path = tmp_path / "dev.jsonl.gz"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"cannot read .*dev\.jsonl\.gz"):
+    with pytest.raises(DataError, match=rf"cannot read .*dev\.jsonl\.gz, line {line}: "):
         list(read_questions(path))
 
 
-def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
-    (tmp_path / "dev.jsonl").write_bytes(b"\xff\n")
-    with pytest.raises(DataError, match=r"cannot read .*dev\.jsonl"):
-        list(read_questions(tmp_path / "dev.jsonl"))
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@given(good=st.integers(0, 40), bad=st.sampled_from([b"\xff", b"\xe6\x9d", b"\xed\xa0\x80"]))
+def test_lines_that_are_not_utf_8_are_refused(tmp_path_factory, suffix, good, bad):
+    path = tmp_path_factory.mktemp("folder") / f"dev{suffix}"
+    content = b"".join([*LINES[:good], b'{"id": "' + bad + b'"}\n', *LINES[good:]])
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    rows = read_questions(path)
+    assert [next(rows).id for _ in range(good)] == [str(index) for index in range(good)]
+    with pytest.raises(DataError, match=rf"cannot read .*{path.name}, line {good + 1}: .*utf-8"):
+        next(rows)
 
 
 def test_empty_files_are_refused(tmp_path):

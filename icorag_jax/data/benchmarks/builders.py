@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,7 +67,20 @@ class ResumableBuilder(tfds.core.GeneratorBasedBuilder):
     """
 
     record_features: ClassVar[tfds.features.FeaturesDict]
+    # To be raised with every change of the records that are made of a source, in `sources.py`,
+    # `folders.py` or `examples.py`: prepared datasets of the same version are served as they are.
     VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, confirm: Callable[[], None] = lambda: None, **settings: Any):
+        """A builder.
+
+        Args:
+            confirm: called when all sources are read and before a dataset is made of them; raises
+                if they are no longer what they were.
+            **settings: of any builder.
+        """
+        self._confirm = confirm
+        super().__init__(**settings)
 
     def _generate_splits(
         self,
@@ -110,6 +123,7 @@ class ResumableBuilder(tfds.core.GeneratorBasedBuilder):
                     filename_template=template,
                 )
             )
+        self._confirm()
         write_ids(Path(self.data_path), ids)
         return infos
 
@@ -271,6 +285,7 @@ def open_prepared(
     root: Path,
     cache: Path,
     manual: Path | None,
+    confirm: Callable[[], None],
     **settings: str,
 ) -> tuple[Sequence[Example], list[str]]:
     """The examples of a split and their ids, prepared first unless they are there, intact.
@@ -283,11 +298,14 @@ def open_prepared(
         cache: where downloads are kept. Those that are not as they were downloaded are downloaded
             again.
         manual: the folder of the local files, for datasets that are made of some.
+        confirm: raises if the sources are no longer those that `root` is for; called after they
+            are read.
         **settings: of the builder, beside its config.
 
     Raises:
         DataError: a row is malformed, or a file cannot be downloaded.
         OSError: a file cannot be written.
+        Exception: what `confirm` raises.
     """
     root.mkdir(parents=True, exist_ok=True)
     make = functools.partial(builder_class, data_dir=root, config=config, **settings)
@@ -300,10 +318,12 @@ def open_prepared(
             # Datasets that killed processes had begun; their shards are elsewhere.
             for begun in folder.parent.glob("incomplete.*"):
                 shutil.rmtree(begun)
-            discard_damaged_downloads(cache / "downloads")
+            if manual is None:
+                # Under the lock of the root that all public datasets are kept in.
+                discard_damaged_downloads(cache / "downloads")
             # What is printed on the way is no result of whoever asked for the data.
             with contextlib.redirect_stdout(sys.stderr):
-                make().download_and_prepare(
+                make(confirm=confirm).download_and_prepare(
                     download_dir=cache / "downloads",
                     download_config=tfds.download.DownloadConfig(manual_dir=manual),
                     file_format="array_record",

@@ -102,8 +102,9 @@ def load(config: BenchmarkConfig) -> Records[Question]:
     either changed, the benchmark is prepared anew. Filters read the whole split.
 
     Raises:
-        DataError: there is no such benchmark or split, a row is malformed, fewer than `size`
-            questions pass the filters, or none do; the message says where and what.
+        DataError: there is no such benchmark or split, a row is malformed, a local file changed
+            while it was read, fewer than `size` questions pass the filters, or none do; the
+            message says where and what.
         OSError: a file cannot be read or written.
     """
     splits = _find_splits(config)
@@ -127,14 +128,16 @@ def load_corpus(folder: Path, name: str, cache: Path) -> Records[CorpusPassage]:
         cache: where prepared datasets are kept.
 
     Raises:
-        DataError: there is no such corpus, it is empty, or a row is malformed.
+        DataError: there is no such corpus, it is empty, a row is malformed, or the file changed
+            while it was read.
         OSError: a file cannot be read or written.
     """
     from icorag_jax.data.benchmarks import builders, examples
 
-    root = cache / f"corpus-{_fingerprint([find_corpus(folder, name)])}"
+    files = _LocalFiles(lambda: [find_corpus(folder, name)])
+    root = cache / f"corpus-{files.fingerprint}"
     found, ids = builders.open_prepared(
-        builders.LocalCorpus, "local", "corpus", root, cache, folder, corpus=name
+        builders.LocalCorpus, "local", "corpus", root, cache, folder, files.confirm, corpus=name
     )
     return Records(lambda index: examples.passage_from_example(found[index]), ids, range(len(ids)))
 
@@ -158,21 +161,52 @@ def _open_questions(config: BenchmarkConfig) -> tuple[Callable[[int], Question],
 
     if config.folder is None:
         builder_class = builders.BUILDERS[config.benchmark]
-        kind, root, folder = "public", config.cache / "public", None
+        # Downloads are checked by their own checksums.
+        found, ids = builders.open_prepared(
+            builder_class,
+            "public",
+            config.split,
+            config.cache / "public",
+            config.cache,
+            None,
+            lambda: None,
+        )
     else:
         builder_class = builders.BUILDERS.get(config.benchmark, builders.LocalQuestions)
-        kind, folder = "local", config.folder / config.benchmark
-        root = config.cache / f"local-{_fingerprint(find_splits(folder).values())}"
-    found, ids = builders.open_prepared(
-        builder_class, kind, config.split, root, config.cache, folder
-    )
+        folder = config.folder / config.benchmark
+        files = _LocalFiles(lambda: find_splits(folder).values())
+        found, ids = builders.open_prepared(
+            builder_class,
+            "local",
+            config.split,
+            config.cache / f"local-{files.fingerprint}",
+            config.cache,
+            folder,
+            files.confirm,
+        )
     return lambda index: examples.question_from_example(found[index]), ids
 
 
-def _fingerprint(paths: Iterable[Path]) -> str:
-    """What tells these files from any others."""
-    files = [(path.name, file_checksum(path)) for path in paths]
-    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+class _LocalFiles:
+    """Files as they are now.
+
+    Attributes:
+        fingerprint: what tells them from any others.
+    """
+
+    def __init__(self, find: Callable[[], Iterable[Path]]):
+        self._find = find
+        self.fingerprint = self._take_fingerprint()
+
+    def confirm(self) -> None:
+        """Raises a DataError if the files are no longer what they were."""
+        if self._take_fingerprint() != self.fingerprint:
+            names = ", ".join(str(path) for path in self._find())
+            raise DataError(f"{names} changed while being read; load again when they are whole")
+
+    def _take_fingerprint(self) -> str:
+        files = [(path.name, file_checksum(path)) for path in self._find()]
+        return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def _passes(question: Question, config: BenchmarkConfig) -> bool:

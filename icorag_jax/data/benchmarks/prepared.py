@@ -46,7 +46,7 @@ def discard_damaged_downloads(downloads: Path) -> None:
             intact = False
         if not intact:
             path.unlink(missing_ok=True)
-            note.unlink()
+            note.unlink(missing_ok=True)
 
 
 def _folder_checksums(folder: Path) -> dict[str, str]:

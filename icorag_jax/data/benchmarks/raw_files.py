@@ -10,6 +10,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +21,17 @@ import pyarrow.parquet as pq
 from icorag_jax.data.folders import DataError
 
 _CHUNK = 1 << 20  # characters read at a time from a JSON array
-_BETWEEN = re.compile(r"\s*,?\s*")  # two objects of a JSON array
-_READ_ERRORS = (OSError, EOFError, ValueError, csv.Error, zipfile.BadZipFile, pa.ArrowException)
+_WHITE_SPACE = re.compile(r"[ \t\n\r]*")  # of JSON
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    RecursionError,  # of JSON that is nested too deeply
+    csv.Error,
+    zlib.error,
+    zipfile.BadZipFile,
+    pa.ArrowException,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,40 +90,76 @@ def _open(path: Path, member: str | None) -> io.BufferedReader:
 
 
 def _read_json_lines(file: io.BufferedReader) -> Iterator[tuple[str, Any]]:
-    with io.TextIOWrapper(file, "utf-8", newline="\n") as text:
-        for number, line in enumerate(text, start=1):
-            yield f"line {number}", json.loads(line)
+    with file:
+        # Decoded line by line, so that an error is told where it is.
+        for number, line in enumerate(file, start=1):
+            yield f"line {number}", json.loads(line.decode())
 
 
 def _read_json_array(file: io.BufferedReader) -> Iterator[tuple[str, Any]]:
     """The objects of one array, of which few are in memory at a time."""
-    decoder, number, position = json.JSONDecoder(), 0, 1
-    with io.TextIOWrapper(file, "utf-8") as text:
-        buffer = ""
-        while not buffer and (more := text.read(_CHUNK)):
-            buffer = more.lstrip()
-        if not buffer.startswith("["):
-            raise ValueError(f"expected an array, found {buffer[:20]!r}")
+    number = 0
+    with io.TextIOWrapper(file, "utf-8") as wrapper:
+        text = _JsonText(wrapper)
+        text.take("[")
+        if text.peek() == "]":
+            text.take("]")
+        else:
+            while True:
+                content = text.take_value()
+                number += 1
+                yield f"record {number}", content
+                if text.take(",]") == "]":
+                    break
+        if text.peek():
+            raise ValueError(f"expected nothing after the array, found {text.peek()!r}")
+
+
+class _JsonText:
+    """JSON, of which only a stretch is in memory, taken from its beginning on."""
+
+    def __init__(self, file: io.TextIOWrapper):
+        self._file, self._decoder = file, json.JSONDecoder()
+        self._stretch, self._position = "", 0
+
+    def peek(self) -> str:
+        """The next character that is not white space, or nothing at the end."""
         while True:
-            start = _skip(buffer, position)
-            if buffer.startswith("]", start):
-                return
+            found = _WHITE_SPACE.match(self._stretch, self._position)
+            self._position = found.end() if found else self._position
+            if self._position < len(self._stretch) or not self._read_on():
+                return self._stretch[self._position : self._position + 1]
+
+    def take(self, expected: str) -> str:
+        """The next character that is not white space, which must be one of those expected."""
+        found = self.peek()
+        if not found or found not in expected:
+            raise ValueError(f"expected {' or '.join(expected)}, found {found or 'the end'}")
+        self._position += 1
+        return found
+
+    def take_value(self) -> Any:
+        """The next value."""
+        self.peek()
+        while True:
             try:
-                content, position = decoder.raw_decode(buffer, start)
+                value, end = self._decoder.raw_decode(self._stretch, self._position)
             except json.JSONDecodeError:
-                # The object may go on in what is not read yet.
-                if not (more := text.read(max(_CHUNK, len(buffer)))):
+                # It may go on in what is not read yet.
+                if not self._read_on():
                     raise
-                buffer, position = buffer[start:] + more, 0
-                continue
-            number += 1
-            yield f"record {number}", content
+            else:
+                # So may a number.
+                if end < len(self._stretch) or not self._read_on():
+                    self._position = end
+                    return value
 
-
-def _skip(buffer: str, position: int) -> int:
-    """The position after white space and a comma."""
-    found = _BETWEEN.match(buffer, position)
-    return found.end() if found else position
+    def _read_on(self) -> bool:
+        """Reads a further stretch, at least as long as what is not taken; False at the end."""
+        rest = self._stretch[self._position :]
+        more = self._file.read(max(_CHUNK, len(rest)))
+        self._stretch, self._position = rest + more, 0
+        return bool(more)
 
 
 def _read_csv(file: io.BufferedReader) -> Iterator[tuple[str, Any]]:
@@ -126,9 +172,15 @@ def _read_tsv(file: io.BufferedReader) -> Iterator[tuple[str, Any]]:
 
 def _read_separated(file: io.BufferedReader, delimiter: str) -> Iterator[tuple[str, Any]]:
     with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-        for row in reader:
-            yield f"line {reader.line_num}", row
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        for fields in reader:
+            if not fields:
+                continue  # an empty line
+            where = f"line {reader.line_num}"
+            if len(fields) != len(header):
+                raise ValueError(f"{where} has {len(fields)} fields, the header {len(header)}")
+            yield where, dict(zip(header, fields, strict=True))
 
 
 def _read_parquet(file: io.BufferedReader) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
-from icorag_jax.files import remove_leftovers, write_atomically
+from icorag_jax.files import remove_leftovers, temporary_path, write_atomically
 
 
 class Shard(NamedTuple):
@@ -74,8 +74,7 @@ def _is_finished(path: Path, made_of: str) -> bool:
 
 
 def _write_shard(path: Path, records: list[bytes], made_of: str) -> None:
-    # Named as `write_atomically` names what is not finished, so that leftovers are found.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     # Groups of one record are what random access wants.
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
     for record in records:

@@ -25,7 +25,8 @@ class Source:
         license: that the source states.
         files: the file of each split.
         convert: makes of a row the keys and values of a line of a local folder. Its second
-            argument is the id of rows that have none in the source, say `dev_17`.
+            argument is the id of rows that have none in the source, say `dev_17`. Who changes what
+            it makes must raise `builders.ResumableBuilder.VERSION`.
     """
 
     homepage: str

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,42 @@ class TestCache:
         write_questions(config.folder / "made" / "dev.jsonl.gz", changed)
         assert list(load(config)) == changed
 
+    def test_a_source_that_changes_while_it_is_read_is_refused(self, config, monkeypatch):
+        path = config.folder / "made" / "dev.jsonl.gz"
+        before, read = path.read_bytes(), builders.read_questions
+
+        def change_and_read(path):
+            write_questions(path, make_questions(7))
+            return read(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(builders, "read_questions", change_and_read)
+            with pytest.raises(DataError, match=r"made/dev\.jsonl\.gz changed while being read"):
+                load(config)
+        assert list(load(config)) == make_questions(7)
+        path.write_bytes(before)
+        assert list(load(config)) == make_questions(11)
+
+    def test_a_corpus_that_changes_while_it_is_read_is_refused(self, tmp_path, monkeypatch):
+        path = tmp_path / "corpora" / "wiki.jsonl"
+        write_corpus(path, [CorpusPassage("a", "", "old")])
+        new, read = CorpusPassage("a", "", "new"), builders.read_corpus
+        with monkeypatch.context() as patch:
+            patch.setattr(builders, "read_corpus", lambda p: write_corpus(p, [new]) or read(p))
+            with pytest.raises(DataError, match=r"wiki\.jsonl changed while being read"):
+                load_corpus(tmp_path, "wiki", tmp_path / "cache")
+        assert list(load_corpus(tmp_path, "wiki", tmp_path / "cache")) == [new]
+
+    def test_local_folders_leave_downloads_alone(self, config):
+        downloads = config.cache / "downloads"
+        downloads.mkdir(parents=True)
+        # As of a download that goes on: the note is there, the file is not.
+        (downloads / "live.INFO").write_text("{}")
+        (downloads / "whole").touch()
+        (downloads / "whole.INFO").write_text("{}")
+        load(config)
+        assert {path.name for path in downloads.iterdir()} >= {"live.INFO", "whole", "whole.INFO"}
+
     @pytest.mark.parametrize("damage", ["truncated", "edited", "deleted", "added"])
     def test_every_file_that_is_damaged_is_found_out(self, config, damage, caplog):
         load(config)
@@ -365,6 +402,16 @@ load(BenchmarkConfig("made", "dev", folder, cache, None, 0))
     assert not list(config.cache.rglob("*incomplete*"))
 
 
+def musique_row(split: str) -> dict:
+    return {
+        "id": f"2hop__{split}",
+        "question": f"Where is {split}?",
+        "paragraphs": [{"title": "Oslo", "paragraph_text": "A city.", "is_supporting": True}],
+        "answer": "Oslo",
+        "answer_aliases": [],
+    }
+
+
 class TestPublicSources:
     @pytest.fixture
     def served(self, tmp_path, monkeypatch):
@@ -372,6 +419,9 @@ class TestPublicSources:
         folder = tmp_path / "served"
         folder.mkdir()
         (folder / "bamboogle.csv").write_text("Question,Answer\nWho?,Me\nWhen?,1999\n")
+        with zipfile.ZipFile(folder / "musique.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for split in ("train", "dev"):
+                archive.writestr(f"data/{split}.jsonl", json.dumps(musique_row(split)) + "\n")
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def log_message(self, format, *args):
@@ -382,11 +432,17 @@ class TestPublicSources:
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
-            url = f"http://127.0.0.1:{server.server_port}/bamboogle.csv"
-            source = dataclasses.replace(
-                sources.SOURCES["bamboogle"], files={"test": RawFile(url, "csv")}
-            )
-            monkeypatch.setitem(sources.SOURCES, "bamboogle", source)
+            url = f"http://127.0.0.1:{server.server_port}"
+            files = {
+                "bamboogle": {"test": RawFile(f"{url}/bamboogle.csv", "csv")},
+                "musique": {
+                    split: RawFile(f"{url}/musique.zip", "json_lines", f"{split}.jsonl")
+                    for split in ("train", "dev")
+                },
+            }
+            for name in files:
+                source = dataclasses.replace(sources.SOURCES[name], files=files[name])
+                monkeypatch.setitem(sources.SOURCES, name, source)
             yield folder, requests
             server.shutdown()
             thread.join()
@@ -404,6 +460,16 @@ class TestPublicSources:
         assert tuple(load(public)) == self.EXPECTED
         assert tuple(load(public)) == self.EXPECTED
         assert served[1] == ["/bamboogle.csv"]
+
+    def test_an_archive_of_two_splits_is_downloaded_once(self, served, public):
+        for split in ("train", "dev"):
+            passages = (Passage("Oslo", "A city.", True),)
+            assert list(load(dataclasses.replace(public, benchmark="musique", split=split))) == [
+                Question(
+                    f"musique/2hop__{split}", f"Where is {split}?", ("Oslo",), passages, "2hop"
+                )
+            ]
+        assert served[1] == ["/musique.zip"]
 
     def test_a_damaged_download_is_downloaded_again(self, served, public):
         load(public)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from icorag_jax.data.benchmarks import raw_files
@@ -190,10 +190,19 @@ def test_rows_become_questions(tmp_path, benchmark, split):
         ),
         ("nq", "dev", b'{"question": "who", "answer": []}\n', "line 1: answers must be a list"),
         ("nq", "dev", b'{"question": "who", "answer": ["me"]}\n{', "after line 1: Expecting"),
+        ("nq", "dev", b'{"question": "who", "answer": ["me"]}\n\xff\n', "after line 1: .*utf-8"),
         ("nq", "dev", b"[1]\n", r"line 1: a row must be an object, found \[1\]"),
         ("nq", "dev", b"", "is empty"),
-        ("hotpotqa", "dev", b"{}", "after its beginning: expected an array, found '{}'"),
-        ("hotpotqa", "dev", json.dumps([HOTPOT_ROW]).encode()[:-1], "after record 1: Expecting"),
+        ("hotpotqa", "dev", b"{}", r"after its beginning: expected \[, found {"),
+        ("hotpotqa", "dev", b" ", r"after its beginning: expected \[, found the end"),
+        (
+            "hotpotqa",
+            "dev",
+            json.dumps([HOTPOT_ROW]).encode()[:-1],
+            "after record 1: expected , or ], found the end",
+        ),
+        ("hotpotqa", "dev", json.dumps([HOTPOT_ROW]).encode()[:-9], "after its beginning: "),
+        ("hotpotqa", "dev", b"[" * 100_000, "after its beginning: maximum recursion"),
         (
             "hotpotqa",
             "dev",
@@ -208,7 +217,18 @@ def test_rows_become_questions(tmp_path, benchmark, split):
             "line 2: not laid out as rows of popqa are: Expecting value",
         ),
         ("popqa", "test", b"id\tprop\n1\tcolour\n", "line 2: no 'question'"),
-        ("bamboogle", "test", b"Question,Answer\nWho?\n", "line 2: an answer must be a text"),
+        (
+            "bamboogle",
+            "test",
+            b"Question,Answer\nWho?,Me\nWho?\n",
+            "after line 2: line 3 has 1 fields, the header 2",
+        ),
+        (
+            "bamboogle",
+            "test",
+            b"Question,Answer\nWho, then?,Me\n",
+            "line 2 has 3 fields, the header 2",
+        ),
         ("bamboogle", "test", b'Question,Answer\n"Who?', "after its beginning: unexpected end"),
         ("musique", "dev", b"no archive", "not a zip file"),
         ("musique", "dev", zipped("other.jsonl", ""), "one file musique_ans_v1.0_dev.jsonl"),
@@ -239,3 +259,31 @@ def test_arrays_are_read_whole_whatever_is_read_at_a_time(tmp_path_factory, rows
         patch.setattr(raw_files, "_CHUNK", chunk)
         found = [row for _, row in read_raw_file(path, RawFile("", "json_array"))]
     assert found == rows
+
+
+@given(
+    text=st.lists(st.sampled_from(["[", "]", ",", "{}", '{"a": [1]}', " ", "12", "x"])).map(
+        "".join
+    ),
+    chunk=st.integers(1, 40),
+)
+@example('[{"a":1}] [{"b":1}]', 40)
+@example('[{"a":1}]trunc{', 40)
+@example('[{"a":1}{"b":1}]', 40)
+@example('[{"a":1},]', 40)
+@example("[12,12]", 3)
+def test_only_one_array_is_read(tmp_path_factory, text, chunk):
+    path: Path = tmp_path_factory.mktemp("raw") / "rows.json"
+    path.write_text(text)
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        expected = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(raw_files, "_CHUNK", chunk)
+        rows = read_raw_file(path, RawFile("", "json_array"))
+        if isinstance(expected, list):
+            assert [row for _, row in rows] == expected
+        else:
+            with pytest.raises(DataError, match=r"rows\.json after"):
+                list(rows)
