@@ -1,5 +1,6 @@
 """The evaluation end to end on a folder of its own, its recall by hand, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -120,6 +121,41 @@ class TestCommand:
         costs = pd.read_parquet(out / "costs.parquet")
         assert (costs.loc[costs["retriever"] == "dense", "embedded_now"] == 0).all()
 
+    @pytest.mark.parametrize(
+        ("file", "change", "message"),
+        [
+            ("corpora/world.jsonl", "volcano", "corpus world"),
+            ("facts/dev.jsonl", "Vesuvius", "questions of facts"),
+        ],
+    )
+    def test_a_run_does_not_go_on_with_other_data(self, tmp_path, file, change, message):
+        folder, out = tmp_path / "data", tmp_path / "run"
+        write_corpus(folder / "corpora" / "world.jsonl", CORPUS)
+        write_questions(folder / "facts" / "dev.jsonl", QUESTIONS)
+        config = make_config(out, folder, retrievers=("bm25",), bootstrap=10)
+        retrieval_eval.main(config)
+        inputs = pd.read_parquet(out / "inputs.parquet")
+        assert inputs["input"].tolist() == ["corpus world", "questions of facts"]
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        text = (folder / file).read_text()
+        assert change in text
+        (folder / file).write_text(text.replace(change, "other"))
+        with pytest.raises(RunFolderError, match=f"run began: {message}; pass another --out"):
+            retrieval_eval.main(dataclasses.replace(config, resume=True))
+        assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        (folder / file).write_text(text)
+        retrieval_eval.main(dataclasses.replace(config, resume=True))
+
+    def test_a_run_does_not_go_on_with_another_encoder(self):
+        there, now = (
+            pd.DataFrame({"input": ["corpus world", "encoder"], "sha256": ["1", sha]})
+            for sha in "23"
+        )
+        retrieval_eval.check_inputs(there, there)
+        for other in (now, there[:1]):
+            with pytest.raises(RunFolderError, match="run began: encoder; pass another"):
+                retrieval_eval.check_inputs(there, other)
+
     def test_some_of_it(self, data, tmp_path, monkeypatch):
         monkeypatch.setattr(retrieval_eval, "find_default_encoder", lambda: 1 / 0)  # not needed
         args = ["--data", str(data), "--out", str(tmp_path / "run"), "--retrievers", "bm25"]
@@ -151,6 +187,23 @@ class TestCommand:
     def test_bad_settings_write_nothing(self, data, tmp_path, changes, message):
         with pytest.raises(ValueError, match=message):
             retrieval_eval.main(make_config(tmp_path / "run", changes.pop("data", data), **changes))
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("corpus", "message"),
+        [
+            ('{"id": "r", "title": "Rome"', r"world\.jsonl"),
+            ("", r"world\.jsonl is empty"),
+            ('{"id": "r", "title": "", "text": " "}', r"world\.jsonl, line 1: .*neither title"),
+        ],
+    )
+    def test_a_bad_corpus_writes_nothing(self, tmp_path, corpus, message):
+        folder = tmp_path / "data"
+        write_questions(folder / "facts" / "dev.jsonl", QUESTIONS)
+        (folder / "corpora").mkdir()
+        (folder / "corpora" / "world.jsonl").write_text(corpus)
+        with pytest.raises(ValueError, match=message):
+            retrieval_eval.main(make_config(tmp_path / "run", folder))
         assert not (tmp_path / "run").exists()
 
 
