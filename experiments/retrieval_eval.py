@@ -21,6 +21,7 @@ from tqdm import tqdm
 from experiments.support import retrieval_report
 from experiments.support.command import check_numbers, run_command
 from experiments.support.retrieval_measures import (
+    COMPARED_AT,
     compare_retrievers,
     find_benchmarks,
     found_passages,
@@ -182,12 +183,12 @@ class Indexes:
 
     def search(self, retriever: RetrieverName, questions: list[Question]) -> pd.DataFrame:
         """What is found for questions: a row a question and place."""
-        results = self.get(retriever).search(_texts(questions), max(self._config.ks))
+        results = self.get(retriever).search(_texts(questions), _depth(self._config))
         return found_passages(questions, self.corpus, results)
 
     def search_cost(self, retriever: RetrieverName, questions: list[Question]) -> pd.DataFrame:
         """Seconds to search all questions at once, compiled before: one row."""
-        index, k = self.get(retriever), max(self._config.ks)
+        index, k = self.get(retriever), _depth(self._config)
         index.search(_texts(questions), k)
         start = time.perf_counter()
         index.search(_texts(questions), k)
@@ -263,6 +264,11 @@ def read_encoder(config: Config) -> SentenceEncoder:
             f"of {source}, got {config.max_length}"
         )
     return encoder
+
+
+def _depth(config: Config) -> int:
+    """Places to search for: all that are looked at, those of the comparisons as well."""
+    return max(*config.ks, COMPARED_AT)
 
 
 def _texts(questions: list[Question]) -> list[str]:

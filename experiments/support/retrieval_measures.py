@@ -133,9 +133,21 @@ def compare_retrievers(
 
     Benchmarks of one question alone are left out.
 
+    Args:
+        found: as `found_passages`, with `benchmark` and `retriever`; `COMPARED_AT` ranks at least.
+        retrievers: in this order.
+        draws: of intervals and p-values.
+        seed: of the draws.
+
     Returns:
         `benchmark`, `retriever`, `other` and the fields of `Comparison`: a row each.
+
+    Raises:
+        ValueError: fewer ranks were searched.
     """
+    depth = found["rank"].to_numpy().max()
+    if depth < COMPARED_AT:
+        raise ValueError(f"recall at {COMPARED_AT} takes as many ranks, got {depth}; search deeper")
     columns = ["benchmark", "retriever", "other", "difference", "low", "high", "p_value", "count"]
     rows = []
     for benchmark, part in found.groupby("benchmark", sort=False):

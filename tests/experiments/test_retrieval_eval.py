@@ -87,6 +87,14 @@ class TestCommand:
         assert summary["recall"]["answer"]["facts"]["bm25"]["1"]["questions"] == 3
         assert summary["recall"]["gold"]["facts"]["bm25"]["1"]["questions"] == 2
         assert len(summary["comparisons"]) == 2 * 3
+        # They are of recall at 5, though `ks` ends at 2.
+        found = pd.read_parquet(finished / "found.parquet")
+        assert found.groupby(["benchmark", "retriever", "question"])["rank"].max().eq(5).all()
+        hits = found.groupby(["benchmark", "retriever", "question"])["answer"].any()
+        means = hits.groupby(["benchmark", "retriever"]).mean()
+        for row in summary["comparisons"]:
+            at, of = ((row["benchmark"], row[name]) for name in ("retriever", "other"))
+            assert row["difference"] == pytest.approx(means[at] - means[of])
         account = (finished / "account.md").read_text()
         assert "easier" in account and "| facts | 3 | hybrid |" in account
         for name in ("answer_recall", "gold_recall"):
@@ -231,8 +239,9 @@ class TestBenchmarks:
 
 
 class TestMeasures:
-    def make_found(self) -> pd.DataFrame:
-        ids = np.array([[2, 0, 3], [0, 1, -1], [-1, -1, -1]], np.int32)
+    IDS = np.array([[2, 0, 3], [0, 1, -1], [-1, -1, -1]], np.int32)
+
+    def make_found(self, ids: np.ndarray = IDS) -> pd.DataFrame:
         scores = np.where(ids >= 0, np.float32(1.0), np.float32(-np.inf))
         return found_passages(QUESTIONS, CORPUS, SearchResults(ids, scores))
 
@@ -261,7 +270,10 @@ class TestMeasures:
         assert set(recall_table(found, (1,), bootstrap=10, seed=0)["measure"]) == {"answer"}
 
     def test_differences(self):
-        found = self.make_found()
+        ids = np.array([[2, 0, 3, -1, -1], [0, 3, -1, -1, 1], [-1] * 5], np.int32)
+        found = self.make_found(ids)
+        with pytest.raises(ValueError, match="recall at 5 takes as many ranks, got 4"):
+            compare_retrievers(found[found["rank"] < 5].assign(benchmark="facts"), ("a",), 9, 0)
         none = found.assign(answer=False)
         both = pd.concat(
             [part.assign(benchmark="facts", retriever=name)
