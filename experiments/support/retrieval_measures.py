@@ -57,10 +57,14 @@ def found_passages(
     """A row a question and place.
 
     Returns:
-        `question`, `rank` (from 1), `passage` (its id, None where there is none), `score`,
-        `answer` (whether title or text have one), `gold` (whether it is a gold passage of the
-        question, the same title and text), `golds` (how many the question has).
+        `question`, `rank` (from 1), `passage` (its id, None where there is none), `content` (the
+        id of the corpus's first passage with the same title and text), `score`, `answer` (whether
+        title or text have one), `gold` (whether it is a gold passage of the question, the same
+        title and text), `golds` (how many the question has).
     """
+    first: dict[tuple[str, str], str] = {}
+    for passage in corpus:
+        first.setdefault((passage.title, passage.text), passage.id)
     rows = []
     for question, ids, scores in zip(questions, results.ids, results.scores, strict=True):
         gold = {(p.title, p.text) for p in question.passages if p.is_gold}
@@ -75,13 +79,14 @@ def found_passages(
                     "question": question.id,
                     "rank": rank,
                     "passage": passage.id if passage else None,
+                    "content": first[passage.title, passage.text] if passage else None,
                     "score": float(score),
                     "answer": hit,
                     "gold": passage is not None and (passage.title, passage.text) in gold,
                     "golds": len(gold),
                 }
             )
-    return pd.DataFrame(rows).astype({"passage": "string"})
+    return pd.DataFrame(rows).astype({"passage": "string", "content": "string"})
 
 
 def recall_table(found: pd.DataFrame, ks: Sequence[int], bootstrap: int, seed: int) -> pd.DataFrame:
@@ -174,9 +179,11 @@ def _gold_recall(found: pd.DataFrame, k: int) -> dict[str, float]:
     kept = found.loc[found["golds"] > 0].sort_values("rank")
     for question, part in kept.groupby("question", sort=False):
         key = str(question)
-        ranked[key] = part["passage"].tolist()
-        hits = part.loc[part["gold"], "passage"].tolist()
+        # By content: a passage that the corpus has twice is one passage.
+        ranked[key] = part["content"].tolist()
+        hits = part.loc[part["gold"], "content"].unique().tolist()
         # Those that were not found have names that nothing else has.
         lacking = int(part["golds"].iloc[0]) - len(hits)
+        assert lacking >= 0, "more gold passages were found than there are"
         gold[key] = [*hits, *((number, "not found") for number in range(lacking))]
     return gold_recall_at(ranked, gold, k)

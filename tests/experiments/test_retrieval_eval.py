@@ -265,6 +265,26 @@ class TestMeasures:
         low, high = table.loc[0, ["low", "high"]]
         assert (low, high) == (0, 1)
 
+    def test_a_passage_that_the_corpus_has_twice_counts_once(self):
+        """Rome under two ids fills the first two places; the other gold passage is third."""
+        corpus = [*CORPUS, dataclasses.replace(CORPUS[0], id="again")]
+        ids = np.array([[4, 0, 2]], np.int32)
+        found = found_passages(
+            QUESTIONS[:1], corpus, SearchResults(ids, np.ones((1, 3), np.float32))
+        ).assign(benchmark="facts", retriever="bm25")
+        assert found["passage"].tolist() == ["again", "r", "t"]
+        table = recall_table(found, (1, 2, 3), bootstrap=10, seed=0)
+        means = table.set_index(["measure", "k"])["mean"]["gold"]
+        assert means.tolist() == [1 / 2, 1 / 2, 1]
+
+    def test_all_gold_passages_are_copies_of_one(self):
+        corpus = [*CORPUS, dataclasses.replace(CORPUS[0], id="again")]
+        question = dataclasses.replace(QUESTIONS[0], passages=QUESTIONS[0].passages[:1])
+        results = SearchResults(np.array([[0, 4]], np.int32), np.ones((1, 2), np.float32))
+        found = found_passages([question], corpus, results)
+        table = recall_table(found.assign(benchmark="a", retriever="b"), (1, 2), 10, seed=0)
+        assert table.loc[table["measure"] == "gold", "mean"].tolist() == [1, 1]
+
     def test_no_gold_labels(self):
         found = self.make_found().assign(benchmark="facts", retriever="bm25", golds=0, gold=False)
         assert set(recall_table(found, (1,), bootstrap=10, seed=0)["measure"]) == {"answer"}
