@@ -2,7 +2,8 @@
 
 Every benchmark of a local folder (`docs/data.md`) by BM25, by dense retrieval and by the fusion of
 their rankings. Answer recall at k is the share of questions with an answer's words in one of the
-first k passages, title or text. Gold recall at k is the mean share of a question's gold passages
+first k passages, title or text; as `answer_string`, with an answer anywhere in one, be it within a
+word. Gold recall at k is the mean share of a question's gold passages
 that are among the first k, over the questions that have any.
 """
 
