@@ -16,7 +16,7 @@ from jaxtyping import Float
 from icorag_jax.data.records import CorpusPassage
 from icorag_jax.retrieval import cache
 from icorag_jax.retrieval.embeddings import Embedding, Embeddings
-from icorag_jax.retrieval.retriever import SearchResults
+from icorag_jax.retrieval.retriever import SearchResults, check_corpus
 
 _FILE = "index.faiss"
 
@@ -56,12 +56,14 @@ class Faiss:
             OSError: the cache cannot be written.
         """
         faiss = _faiss()
-        embeddings = self.embedding.passages(corpus)
+        check_corpus(corpus)
         path = self._path(corpus)
         with cache.building(path.parent):
             if not cache.is_intact(path):
-                faiss.write_index(self._build(embeddings), str(path))
-                cache.seal(path)
+                built = self._build(self.embedding.passages(corpus))
+                # A write that fails raises its own OSError through FAISS.
+                with cache.storing(path) as write:
+                    faiss.write_index(built, faiss.PyCallbackIOWriter(write))
         found = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         if self.search_parameters:
             try:
