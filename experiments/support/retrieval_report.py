@@ -111,7 +111,7 @@ def account(summary: Mapping[str, Any]) -> str:
         "",
         "Of this machine; another run has other times. Building is of the whole corpus, but for",
         "embeddings that were in the cache; searching is of all questions at once, their embedding",
-        "included. The hybrid's index is those of its parts.",
+        "included. The hybrid's index is those of its parts, its cost of building their sum.",
         "",
         "| benchmark | retriever | passages | embedded now | build, s | index, MB | queries/s |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

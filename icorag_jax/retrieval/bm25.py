@@ -137,6 +137,11 @@ class Bm25Index:
         words = sum(len(word.encode()) for word in self.vocabulary)
         return words + sum(array.nbytes for array in self.arrays.values())
 
+    @property
+    def computed(self) -> int:
+        """BM25 has no embeddings."""
+        return 0
+
     def search(self, queries: Sequence[str], k: int) -> SearchResults:
         """The k best passages of each query; those that share no word with it are not found."""
         check_search(queries, k)

@@ -57,10 +57,11 @@ class Faiss:
         """
         faiss = _faiss()
         check_corpus(corpus)
-        path = self._path(corpus)
+        path, computed = self._path(corpus), 0
         with cache.building(path.parent):
             if not cache.is_intact(path):
-                built = self._build(self.embedding.passages(corpus))
+                embeddings = self.embedding.passages(corpus)
+                built, computed = self._build(embeddings), embeddings.computed
                 # A write that fails raises its own OSError through FAISS.
                 with cache.storing(path) as write:
                     faiss.write_index(built, faiss.PyCallbackIOWriter(write))
@@ -72,7 +73,7 @@ class Faiss:
                 raise ValueError(
                     f"FAISS has no search parameters {self.search_parameters!r} for this index"
                 ) from error
-        return FaissIndex(self, path, found)
+        return FaissIndex(self, path, found, computed)
 
     def _build(self, embeddings: Embeddings) -> Any:
         faiss = _faiss()
@@ -114,11 +115,13 @@ class FaissIndex:
         settings: what it was made with.
         path: its file.
         faiss_index: the file, mapped to memory.
+        computed: how many embeddings were computed now rather than found in the cache.
     """
 
     settings: Faiss
     path: Path
     faiss_index: Any
+    computed: int
 
     @property
     def size_bytes(self) -> int:

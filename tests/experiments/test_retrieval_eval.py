@@ -78,6 +78,12 @@ class TestCommand:
         costs = pd.read_parquet(finished / "costs.parquet")
         assert len(costs) == 2 * 3
         assert (costs[["search_seconds", "bytes"]] > 0).all(axis=None)
+        # The hybrid is built of the others.
+        for _, part in costs.set_index("retriever").groupby("benchmark"):
+            built = part[["build_seconds", "embedded_now", "bytes"]]
+            sums = built.loc["bm25"] + built.loc["dense"]
+            np.testing.assert_allclose(built.loc["hybrid"].astype(float), sums.astype(float))
+            assert part["passages"].eq(4).all()
         dense = costs.loc[costs["retriever"] == "dense"]
         assert (dense["embedded_now"] == 4).all() and (dense["bytes"] == 4 * 384 * 4).all()
         summary = json.loads((finished / "summary.json").read_text())

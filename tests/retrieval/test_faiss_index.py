@@ -81,11 +81,15 @@ def test_a_damaged_file_is_built_anew(tmp_path, damage):
 
 def test_an_index_that_is_there_is_not_built_again(tmp_path, monkeypatch):
     settings = make_faiss(tmp_path)
-    expected = settings.index(CORPUS).search(QUERIES, 5)
+    first = settings.index(CORPUS)
+    assert first.computed == len(CORPUS)
+    expected = first.search(QUERIES, 5)
     monkeypatch.setattr(Faiss, "_build", lambda *arguments: 1 / 0)
     # Nor are its embeddings asked for.
     monkeypatch.setattr(Embedding, "passages", lambda *arguments: 1 / 0)
-    np.testing.assert_array_equal(settings.index(CORPUS).search(QUERIES, 5).ids, expected.ids)
+    again = settings.index(CORPUS)
+    assert again.computed == 0
+    np.testing.assert_array_equal(again.search(QUERIES, 5).ids, expected.ids)
     with pytest.raises(ZeroDivisionError):
         make_faiss(tmp_path, factory="SQ8").index(CORPUS)
 
