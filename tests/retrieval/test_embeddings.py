@@ -97,6 +97,11 @@ class TestFingerprint:
         found |= {make_embedding(tmp_path).fingerprint(corpus) for corpus in corpora}
         assert len(found) == len(changes) + len(corpora) - 1
 
+    def test_of_the_format(self, tmp_path, monkeypatch):
+        before = make_embedding(tmp_path).fingerprint(CORPUS)
+        monkeypatch.setattr(embeddings_module, "_FORMAT", 0)
+        assert make_embedding(tmp_path).fingerprint(CORPUS) != before
+
     def test_not_of_where_they_are_kept(self, tmp_path):
         here, there = make_embedding(tmp_path), make_embedding(None, progress=True)
         assert here.fingerprint(CORPUS) == there.fingerprint(CORPUS)
