@@ -2,12 +2,14 @@
 
 Every benchmark of a local folder (`docs/data.md`) by BM25, by dense retrieval and by the fusion of
 their rankings. Answer recall at k is the share of questions with an answer's words in one of the
-first k passages, title or text. Gold recall at k is the mean share of a question's gold passages
+first k passages, title or text; as `answer_string`, with an answer anywhere in one, be it within a
+word. Gold recall at k is the mean share of a question's gold passages
 that are among the first k, over the questions that have any.
 """
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +22,13 @@ from tqdm import tqdm
 from experiments.support import retrieval_report
 from experiments.support.command import check_numbers, run_command
 from experiments.support.retrieval_measures import (
+    COMPARED_AT,
     compare_retrievers,
     find_benchmarks,
     found_passages,
     recall_table,
 )
-from experiments.support.run_folder import open_run
+from experiments.support.run_folder import Run, RunFolderError, open_run
 from icorag_jax.data.folders import find_corpus, find_splits, read_corpus, read_questions
 from icorag_jax.data.records import CorpusPassage, Question
 from icorag_jax.retrieval.bm25 import Bm25
@@ -34,7 +37,7 @@ from icorag_jax.retrieval.embeddings import Embedding
 from icorag_jax.retrieval.encoder import SentenceEncoder, find_default_encoder, load_encoder
 from icorag_jax.retrieval.encoder_files import Prompts
 from icorag_jax.retrieval.hybrid import Fusion, HybridIndex
-from icorag_jax.retrieval.retriever import Index
+from icorag_jax.retrieval.retriever import Index, corpus_fingerprint
 
 RetrieverName = Literal["bm25", "dense", "hybrid"]
 _PARTS: tuple[RetrieverName, ...] = ("bm25", "dense")  # of the hybrid
@@ -92,23 +95,31 @@ def main(config: Config) -> None:
 
     Raises:
         ValueError: settings, data or an encoder that are not right; nothing is written.
+        RunFolderError: as `open_run`, and where the folder holds a run on other data or with
+            another encoder.
     """
     _check(config)
     corpora = find_benchmarks(config.data, config.split, config.benchmarks)
     questions = {name: read_sample(config, name) for name in corpora}
-    for corpus in set(corpora.values()):
-        find_corpus(config.data, corpus)
+    # All of them now: what is malformed is found before anything is written.
+    passages = {
+        name: list(read_corpus(find_corpus(config.data, name)))
+        for name in dict.fromkeys(corpora.values())
+    }
     encoder = read_encoder(config) if {"dense", "hybrid"} & set(config.retrievers) else None
+    inputs = describe_inputs(config, passages, list(questions), encoder)
     with (
         open_run(config.out, "retrieval_eval", config, resume=config.resume) as run,
         tqdm(total=2 * len(corpora) * len(config.retrievers), unit="cell") as progress,
     ):
+        check_inputs(run.cell("inputs", lambda: inputs), inputs)
+        run.write_table("inputs", inputs)
         found, costs = [], []
-        for corpus in dict.fromkeys(corpora.values()):
-            indexes = Indexes(config, corpus, encoder, config.cache or run.path / "cache")
+        for corpus in passages:
+            cache = config.cache or run.path / "cache"
+            indexes = Indexes(config, passages[corpus], encoder, cache)
             for retriever in config.retrievers:
-                build = functools.partial(indexes.build_cost, retriever)
-                cost = run.cell(f"build_{corpus}_{retriever}", build)
+                cost = build_cost(run, corpus, indexes, retriever)
                 for benchmark in [name for name, of in corpora.items() if of == corpus]:
                     progress.set_description(f"{benchmark}, {retriever}")
                     asked, name = questions[benchmark], f"{benchmark}_{retriever}"
@@ -140,17 +151,16 @@ class Indexes:
     """The indexes of one corpus, each made when it is first asked for."""
 
     def __init__(
-        self, config: Config, corpus: str, encoder: SentenceEncoder | None, cache: Path
+        self,
+        config: Config,
+        corpus: list[CorpusPassage],
+        encoder: SentenceEncoder | None,
+        cache: Path,
     ) -> None:
-        """Reads nothing yet."""
-        self._config, self._name = config, corpus
-        self._encoder, self._cache = encoder, cache
+        """Makes nothing yet."""
+        self.corpus = corpus
+        self._config, self._encoder, self._cache = config, encoder, cache
         self._made: dict[str, Index] = {}
-
-    @functools.cached_property
-    def corpus(self) -> list[CorpusPassage]:
-        """The passages."""
-        return list(read_corpus(find_corpus(self._config.data, self._name)))
 
     def get(self, retriever: RetrieverName) -> Index:
         """An index, made now or before."""
@@ -159,26 +169,29 @@ class Indexes:
         return self._made[retriever]
 
     def build_cost(self, retriever: RetrieverName) -> pd.DataFrame:
-        """Seconds, bytes, and how many passages were embedded rather than in the cache: one row."""
+        """Seconds, bytes, and how many passages were embedded rather than in the cache: one row.
+
+        Not of the hybrid, whose index is those of its parts: `build_cost`.
+        """
         start = time.perf_counter()
         index = self.get(retriever)
         return pd.DataFrame(
             {
                 "passages": [len(self.corpus)],
                 "build_seconds": [time.perf_counter() - start],
-                "embedded_now": [getattr(index, "computed", 0)],
+                "embedded_now": [index.computed],
                 "bytes": [index.size_bytes],
             }
         )
 
     def search(self, retriever: RetrieverName, questions: list[Question]) -> pd.DataFrame:
         """What is found for questions: a row a question and place."""
-        results = self.get(retriever).search(_texts(questions), max(self._config.ks))
+        results = self.get(retriever).search(_texts(questions), _depth(self._config))
         return found_passages(questions, self.corpus, results)
 
     def search_cost(self, retriever: RetrieverName, questions: list[Question]) -> pd.DataFrame:
         """Seconds to search all questions at once, compiled before: one row."""
-        index, k = self.get(retriever), max(self._config.ks)
+        index, k = self.get(retriever), _depth(self._config)
         index.search(_texts(questions), k)
         start = time.perf_counter()
         index.search(_texts(questions), k)
@@ -198,6 +211,15 @@ class Indexes:
         return Dense(embedding).index(self.corpus)
 
 
+def build_cost(run: Run, corpus: str, indexes: Indexes, retriever: RetrieverName) -> pd.DataFrame:
+    """As `Indexes.build_cost`, kept in the run; the hybrid's is the sum of its parts'."""
+    if retriever == "hybrid":
+        parts = pd.concat([build_cost(run, corpus, indexes, part) for part in _PARTS])
+        return parts.groupby("passages").agg("sum").reset_index()
+    build = functools.partial(indexes.build_cost, retriever)
+    return run.cell(f"build_{corpus}_{retriever}", build)
+
+
 def read_sample(config: Config, benchmark: str) -> list[Question]:
     """The questions of a benchmark, or a draw of them, in the file's order."""
     questions = list(read_questions(find_splits(config.data / benchmark)[config.split]))
@@ -206,6 +228,41 @@ def read_sample(config: Config, benchmark: str) -> list[Question]:
     rng = np.random.default_rng(config.seed)
     chosen = rng.choice(len(questions), config.questions, replace=False)
     return [questions[index] for index in np.sort(chosen)]
+
+
+def describe_inputs(
+    config: Config,
+    passages: Mapping[str, list[CorpusPassage]],
+    benchmarks: list[str],
+    encoder: SentenceEncoder | None,
+) -> pd.DataFrame:
+    """What a run depends on beside its settings: `input`, `sha256`, a row each."""
+    found = {f"corpus {name}": corpus_fingerprint(corpus) for name, corpus in passages.items()}
+    for name in benchmarks:
+        path = find_splits(config.data / name)[config.split]
+        found[f"questions of {name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if encoder is not None:
+        found["encoder"] = encoder.fingerprint()
+    return pd.DataFrame({"input": list(found), "sha256": list(found.values())})
+
+
+def check_inputs(there: pd.DataFrame, now: pd.DataFrame) -> None:
+    """Checks that a run goes on with what it began with.
+
+    Args:
+        there: as `describe_inputs`, when the run began.
+        now: as `describe_inputs`.
+
+    Raises:
+        RunFolderError: they differ.
+    """
+    began, found = (dict(zip(t["input"], t["sha256"], strict=True)) for t in (there, now))
+    different = [name for name in began | found if began.get(name) != found.get(name)]
+    if different:
+        raise RunFolderError(
+            f"data or encoder changed since this run began: {', '.join(different)}; pass another "
+            "--out"
+        )
 
 
 def read_encoder(config: Config) -> SentenceEncoder:
@@ -219,6 +276,11 @@ def read_encoder(config: Config) -> SentenceEncoder:
             f"of {source}, got {config.max_length}"
         )
     return encoder
+
+
+def _depth(config: Config) -> int:
+    """Places to search for: all that are looked at, those of the comparisons as well."""
+    return max(*config.ks, COMPARED_AT)
 
 
 def _texts(questions: list[Question]) -> list[str]:

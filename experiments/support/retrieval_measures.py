@@ -1,5 +1,6 @@
 """What retrievers found: benchmarks and their corpora, recall with intervals, comparisons."""
 
+import functools
 import itertools
 import zlib
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.support.statistics import bootstrap_means
-from icorag_jax.data.answers import answer_hits, gold_recall_at, recall_at
+from icorag_jax.data.answers import answer_hits, gold_recall_at, normalize_answer, recall_at
 from icorag_jax.data.comparison import compare
 from icorag_jax.data.folders import DataError, find_file
 from icorag_jax.data.records import CorpusPassage, Question
@@ -57,31 +58,39 @@ def found_passages(
     """A row a question and place.
 
     Returns:
-        `question`, `rank` (from 1), `passage` (its id, None where there is none), `score`,
-        `answer` (whether title or text have one), `gold` (whether it is a gold passage of the
-        question, the same title and text), `golds` (how many the question has).
+        `question`, `rank` (from 1), `passage` (its id, None where there is none), `content` (the
+        id of the corpus's first passage with the same title and text), `score`, `answer` (whether
+        title or text have one, in whole words), `answer_string` (whether they have one anywhere),
+        `gold` (whether it is a gold passage of the question, the same
+        title and text), `golds` (how many the question has).
     """
+    first: dict[tuple[str, str], str] = {}
+    for passage in corpus:
+        first.setdefault((passage.title, passage.text), passage.id)
     rows = []
     for question, ids, scores in zip(questions, results.ids, results.scores, strict=True):
         gold = {(p.title, p.text) for p in question.passages if p.is_gold}
         passages = [corpus[position] if position != MISSING else None for position in ids]
         texts = [passage_text(passage) if passage else "" for passage in passages]
         hits = answer_hits(texts, question.answers)
-        for rank, (passage, score, hit) in enumerate(
-            zip(passages, scores, hits, strict=True), start=1
+        strings = _string_hits(texts, question.answers)
+        for rank, (passage, score, hit, string) in enumerate(
+            zip(passages, scores, hits, strings, strict=True), start=1
         ):
             rows.append(
                 {
                     "question": question.id,
                     "rank": rank,
                     "passage": passage.id if passage else None,
+                    "content": first[passage.title, passage.text] if passage else None,
                     "score": float(score),
                     "answer": hit,
+                    "answer_string": string,
                     "gold": passage is not None and (passage.title, passage.text) in gold,
                     "golds": len(gold),
                 }
             )
-    return pd.DataFrame(rows).astype({"passage": "string"})
+    return pd.DataFrame(rows).astype({"passage": "string", "content": "string"})
 
 
 def recall_table(found: pd.DataFrame, ks: Sequence[int], bootstrap: int, seed: int) -> pd.DataFrame:
@@ -94,8 +103,8 @@ def recall_table(found: pd.DataFrame, ks: Sequence[int], bootstrap: int, seed: i
         seed: of the draws.
 
     Returns:
-        `benchmark`, `retriever`, `measure` (`answer`, or `gold` where questions have gold
-        passages), `k`, `mean`, `low`, `high`, `questions`: a row each.
+        `benchmark`, `retriever`, `measure` (`answer`, `answer_string`, and `gold` where questions
+        have gold passages), `k`, `mean`, `low`, `high`, `questions`: a row each.
     """
     rows = []
     for benchmark, retriever in dict.fromkeys(
@@ -103,7 +112,7 @@ def recall_table(found: pd.DataFrame, ks: Sequence[int], bootstrap: int, seed: i
     ):
         of_both = (found["benchmark"] == benchmark) & (found["retriever"] == retriever)
         part = found.loc[of_both]
-        for measure, recall in (("answer", _answer_recall), ("gold", _gold_recall)):
+        for measure, recall in _MEASURES.items():
             values = np.array([list(recall(part, k).values()) for k in ks])
             if not values.size:
                 continue
@@ -133,9 +142,21 @@ def compare_retrievers(
 
     Benchmarks of one question alone are left out.
 
+    Args:
+        found: as `found_passages`, with `benchmark` and `retriever`; `COMPARED_AT` ranks at least.
+        retrievers: in this order.
+        draws: of intervals and p-values.
+        seed: of the draws.
+
     Returns:
         `benchmark`, `retriever`, `other` and the fields of `Comparison`: a row each.
+
+    Raises:
+        ValueError: fewer ranks were searched.
     """
+    depth = found["rank"].to_numpy().max()
+    if depth < COMPARED_AT:
+        raise ValueError(f"recall at {COMPARED_AT} takes as many ranks, got {depth}; search deeper")
     columns = ["benchmark", "retriever", "other", "difference", "low", "high", "p_value", "count"]
     rows = []
     for benchmark, part in found.groupby("benchmark", sort=False):
@@ -150,9 +171,15 @@ def compare_retrievers(
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
 
-def _answer_recall(found: pd.DataFrame, k: int) -> dict[str, float]:
-    hits = found.sort_values("rank").groupby("question", sort=False)["answer"].agg(list)
+def _answer_recall(found: pd.DataFrame, k: int, column: str = "answer") -> dict[str, float]:
+    hits = found.sort_values("rank").groupby("question", sort=False)[column].agg(list)
     return recall_at(hits.to_dict(), k)
+
+
+def _string_hits(texts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    """Which texts have an answer in them once both are normalized, be it within a word."""
+    wanted = [answer for answer in map(normalize_answer, answers) if answer]
+    return [any(answer in text for answer in wanted) for text in map(normalize_answer, texts)]
 
 
 def _gold_recall(found: pd.DataFrame, k: int) -> dict[str, float]:
@@ -162,9 +189,18 @@ def _gold_recall(found: pd.DataFrame, k: int) -> dict[str, float]:
     kept = found.loc[found["golds"] > 0].sort_values("rank")
     for question, part in kept.groupby("question", sort=False):
         key = str(question)
-        ranked[key] = part["passage"].tolist()
-        hits = part.loc[part["gold"], "passage"].tolist()
+        # By content: a passage that the corpus has twice is one passage.
+        ranked[key] = part["content"].tolist()
+        hits = part.loc[part["gold"], "content"].unique().tolist()
         # Those that were not found have names that nothing else has.
         lacking = int(part["golds"].iloc[0]) - len(hits)
+        assert lacking >= 0, "more gold passages were found than there are"
         gold[key] = [*hits, *((number, "not found") for number in range(lacking))]
     return gold_recall_at(ranked, gold, k)
+
+
+_MEASURES = {
+    "answer": _answer_recall,
+    "answer_string": functools.partial(_answer_recall, column="answer_string"),
+    "gold": _gold_recall,
+}

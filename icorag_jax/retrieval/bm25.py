@@ -28,6 +28,8 @@ from icorag_jax.retrieval.retriever import (
 
 _ARRAYS = ("data", "indices", "indptr")
 _VOCABULARY = "vocabulary.json"
+# To be raised when a passage's words are put together in another way, as settings do not tell.
+_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +112,8 @@ class Bm25:
     def _fingerprint(self, corpus: Sequence[CorpusPassage]) -> str:
         settings = dataclasses.asdict(dataclasses.replace(self, cache=None))
         libraries = {"bm25s": _bm25s().__version__, "stemmer": Stemmer.version()}
-        return cache.fingerprint(
-            {"index": "bm25", "corpus": corpus_fingerprint(corpus), **settings, **libraries}
-        )
+        parts = {"index": "bm25", "format": _FORMAT, "corpus": corpus_fingerprint(corpus)}
+        return cache.fingerprint({**parts, **settings, **libraries})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +137,11 @@ class Bm25Index:
         """The matrix, and the words in UTF-8."""
         words = sum(len(word.encode()) for word in self.vocabulary)
         return words + sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def computed(self) -> int:
+        """BM25 has no embeddings."""
+        return 0
 
     def search(self, queries: Sequence[str], k: int) -> SearchResults:
         """The k best passages of each query; those that share no word with it are not found."""

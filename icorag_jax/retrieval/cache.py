@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import filelock
@@ -62,9 +63,33 @@ def store_array(path: Path, array: np.ndarray) -> None:
     store(path, sink.getvalue())
 
 
-def seal(path: Path) -> None:
-    """Writes the checksum of a file that is there, whole, as of now."""
-    write_atomically(_seal_path(path), _seal(path, _file_checksum(path)))
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[Callable[[bytes], int]]:
+    """As `store`, of data that come part by part; if the context fails, nothing is written.
+
+    Yields:
+        What a part is written with; returns its number of bytes.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a leftover, if a kill falls
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("wb") as file:
+
+            def write(data: bytes) -> int:
+                digest.update(data)
+                return file.write(data)
+
+            yield write
+            file.flush()
+            os.fsync(file.fileno())
+        write_atomically(_seal_path(path), _seal(path, digest.hexdigest()))
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _seal_path(path: Path) -> Path:

@@ -29,6 +29,9 @@ from icorag_jax.retrieval.retriever import (
     passage_text,
 )
 
+# To be raised when a passage's text is put together in another way, as settings do not tell.
+_FORMAT = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Embedding:
@@ -63,6 +66,7 @@ class Embedding:
         return cache.fingerprint(
             {
                 "index": "embeddings",
+                "format": _FORMAT,
                 "corpus": corpus_fingerprint(corpus),
                 "encoder": self.encoder.fingerprint(),
                 "max_length": self.max_length,

@@ -11,7 +11,7 @@ Axes: `devices`, `rows` of a device's share, `width` of an embedding, `queries`,
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from icorag_jax.retrieval.retriever import MISSING, SearchResults
 
 Precision = Literal["float32", "bfloat16"]
 _AXIS = "devices"
+_READ_ROWS = 65_536  # read at once, beside the share that they go to
 _GROUP = 128  # scores of which only the largest is looked at first
 
 
@@ -54,7 +55,9 @@ def place(
     mesh: Mesh,
     precision: Precision,
 ) -> PlacedEmbeddings:
-    """Places embeddings on devices; each reads its own share alone.
+    """Places embeddings on devices, one share after another: the host never holds two.
+
+    For one process, whose devices are all of the mesh's.
 
     Args:
         read_rows: the rows from a start up to an end.
@@ -71,17 +74,18 @@ def place(
     mesh = Mesh(mesh.devices.ravel(), (_AXIS,))
     rows = -(-count // (mesh.size * _GROUP)) * _GROUP
 
-    def read(index: Any) -> np.ndarray:
-        device = index[0].start or 0
+    shares = []
+    for number, device in enumerate(mesh.devices):
         share = np.zeros((1, rows, width), jnp.dtype(precision))
-        start, end = (min(count, first * rows) for first in (device, device + 1))
-        if start < end:
-            share[0, : end - start] = read_rows(start, end)
-        return share
-
+        end = min(count, (number + 1) * rows)
+        for start in range(number * rows, end, _READ_ROWS):
+            part = read_rows(start, min(start + _READ_ROWS, end))
+            share[0, start - number * rows :][: len(part)] = part
+        # Once it is there, the host's copy can go.
+        shares.append(jax.block_until_ready(jax.device_put(share, device)))
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
-    shares = jax.make_array_from_callback((mesh.size, rows, width), sharding, read)
-    return PlacedEmbeddings(shares, count, mesh)
+    placed = jax.make_array_from_single_device_arrays((mesh.size, rows, width), sharding, shares)
+    return PlacedEmbeddings(placed, count, mesh)
 
 
 def search(

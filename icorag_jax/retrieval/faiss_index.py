@@ -16,7 +16,7 @@ from jaxtyping import Float
 from icorag_jax.data.records import CorpusPassage
 from icorag_jax.retrieval import cache
 from icorag_jax.retrieval.embeddings import Embedding, Embeddings
-from icorag_jax.retrieval.retriever import SearchResults
+from icorag_jax.retrieval.retriever import SearchResults, check_corpus
 
 _FILE = "index.faiss"
 
@@ -56,12 +56,15 @@ class Faiss:
             OSError: the cache cannot be written.
         """
         faiss = _faiss()
-        embeddings = self.embedding.passages(corpus)
-        path = self._path(corpus)
+        check_corpus(corpus)
+        path, computed = self._path(corpus), 0
         with cache.building(path.parent):
             if not cache.is_intact(path):
-                faiss.write_index(self._build(embeddings), str(path))
-                cache.seal(path)
+                embeddings = self.embedding.passages(corpus)
+                built, computed = self._build(embeddings), embeddings.computed
+                # A write that fails raises its own OSError through FAISS.
+                with cache.storing(path) as write:
+                    faiss.write_index(built, faiss.PyCallbackIOWriter(write))
         found = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         if self.search_parameters:
             try:
@@ -70,7 +73,7 @@ class Faiss:
                 raise ValueError(
                     f"FAISS has no search parameters {self.search_parameters!r} for this index"
                 ) from error
-        return FaissIndex(self, path, found)
+        return FaissIndex(self, path, found, computed)
 
     def _build(self, embeddings: Embeddings) -> Any:
         faiss = _faiss()
@@ -112,11 +115,13 @@ class FaissIndex:
         settings: what it was made with.
         path: its file.
         faiss_index: the file, mapped to memory.
+        computed: how many embeddings were computed now rather than found in the cache.
     """
 
     settings: Faiss
     path: Path
     faiss_index: Any
+    computed: int
 
     @property
     def size_bytes(self) -> int:

@@ -72,6 +72,11 @@ class HybridIndex:
         """Of all indexes together."""
         return sum(index.size_bytes for index in self.indexes)
 
+    @property
+    def computed(self) -> int:
+        """Embeddings computed for all indexes together."""
+        return sum(index.computed for index in self.indexes)
+
     def search(self, queries: Sequence[str], k: int) -> SearchResults:
         """The k passages with the largest sums of reciprocal ranks."""
         check_search(queries, k)

@@ -41,6 +41,11 @@ class Index(Protocol):
         """What the index takes, in memory or on disk."""
         ...
 
+    @property
+    def computed(self) -> int:
+        """How many embeddings were computed when it was made, rather than found in a cache."""
+        ...
+
     def search(self, queries: Sequence[str], k: int) -> SearchResults:
         """The k best passages of each query; a corpus of fewer gives fewer, see `SearchResults`.
 

@@ -1,5 +1,6 @@
 """The evaluation end to end on a folder of its own, its recall by hand, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,12 +21,10 @@ from experiments.support.retrieval_measures import (
     recall_table,
 )
 from experiments.support.run_folder import RunFolderError
-from icorag_jax.data.answers import normalize_answer
-from icorag_jax.data.folders import read_corpus, read_questions, write_corpus, write_questions
+from icorag_jax.data.folders import write_corpus, write_questions
 from icorag_jax.data.records import CorpusPassage, Passage, Question
 from icorag_jax.data.texts import find_text_folder
-from icorag_jax.retrieval.bm25 import Bm25
-from icorag_jax.retrieval.retriever import SearchResults, passage_text
+from icorag_jax.retrieval.retriever import SearchResults
 
 CORPUS = [
     CorpusPassage("r", "Rome", "The capital of Italy lies on the Tiber."),
@@ -73,12 +72,18 @@ def finished(data, tmp_path_factory) -> Path:
 class TestCommand:
     def test_everything_is_measured(self, finished):
         recall = pd.read_parquet(finished / "recall.parquet")
-        expected = 2 * 3 * 2 * 2  # benchmarks, retrievers, measures, ks
+        expected = 2 * 3 * 3 * 2  # benchmarks, retrievers, measures, ks
         assert len(recall) == len(recall.drop_duplicates(list(recall.columns[:4]))) == expected
         assert (recall["low"] <= recall["mean"]).all() and (recall["mean"] <= recall["high"]).all()
         costs = pd.read_parquet(finished / "costs.parquet")
         assert len(costs) == 2 * 3
         assert (costs[["search_seconds", "bytes"]] > 0).all(axis=None)
+        # The hybrid is built of the others.
+        for _, part in costs.set_index("retriever").groupby("benchmark"):
+            built = part[["build_seconds", "embedded_now", "bytes"]]
+            sums = built.loc["bm25"] + built.loc["dense"]
+            np.testing.assert_allclose(built.loc["hybrid"].astype(float), sums.astype(float))
+            assert part["passages"].eq(4).all()
         dense = costs.loc[costs["retriever"] == "dense"]
         assert (dense["embedded_now"] == 4).all() and (dense["bytes"] == 4 * 384 * 4).all()
         summary = json.loads((finished / "summary.json").read_text())
@@ -86,10 +91,19 @@ class TestCommand:
         assert summary["recall"]["answer"]["facts"]["bm25"]["1"]["questions"] == 3
         assert summary["recall"]["gold"]["facts"]["bm25"]["1"]["questions"] == 2
         assert len(summary["comparisons"]) == 2 * 3
+        # They are of recall at 5, though `ks` ends at 2.
+        found = pd.read_parquet(finished / "found.parquet")
+        assert found.groupby(["benchmark", "retriever", "question"])["rank"].max().eq(5).all()
+        hits = found.groupby(["benchmark", "retriever", "question"])["answer"].any()
+        means = hits.groupby(["benchmark", "retriever"]).mean()
+        for row in summary["comparisons"]:
+            at, of = ((row["benchmark"], row[name]) for name in ("retriever", "other"))
+            assert row["difference"] == pytest.approx(means[at] - means[of])
         account = (finished / "account.md").read_text()
         assert "easier" in account and "| facts | 3 | hybrid |" in account
-        for name in ("answer_recall", "gold_recall"):
-            assert (finished / "figures" / f"{name}.png").stat().st_size > 1000
+        figures = {path.name: path.stat().st_size for path in (finished / "figures").iterdir()}
+        assert set(figures) == {"answer_recall.png", "gold_recall.png"}
+        assert min(figures.values()) > 1000
 
     def test_recall_of_bm25_by_hand(self, finished):
         summary = json.loads((finished / "summary.json").read_text())["recall"]
@@ -119,6 +133,41 @@ class TestCommand:
             assert (out / file).read_bytes() == (finished / file).read_bytes()
         costs = pd.read_parquet(out / "costs.parquet")
         assert (costs.loc[costs["retriever"] == "dense", "embedded_now"] == 0).all()
+
+    @pytest.mark.parametrize(
+        ("file", "change", "message"),
+        [
+            ("corpora/world.jsonl", "volcano", "corpus world"),
+            ("facts/dev.jsonl", "Vesuvius", "questions of facts"),
+        ],
+    )
+    def test_a_run_does_not_go_on_with_other_data(self, tmp_path, file, change, message):
+        folder, out = tmp_path / "data", tmp_path / "run"
+        write_corpus(folder / "corpora" / "world.jsonl", CORPUS)
+        write_questions(folder / "facts" / "dev.jsonl", QUESTIONS)
+        config = make_config(out, folder, retrievers=("bm25",), bootstrap=10)
+        retrieval_eval.main(config)
+        inputs = pd.read_parquet(out / "inputs.parquet")
+        assert inputs["input"].tolist() == ["corpus world", "questions of facts"]
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        text = (folder / file).read_text()
+        assert change in text
+        (folder / file).write_text(text.replace(change, "other"))
+        with pytest.raises(RunFolderError, match=f"run began: {message}; pass another --out"):
+            retrieval_eval.main(dataclasses.replace(config, resume=True))
+        assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        (folder / file).write_text(text)
+        retrieval_eval.main(dataclasses.replace(config, resume=True))
+
+    def test_a_run_does_not_go_on_with_another_encoder(self):
+        there, now = (
+            pd.DataFrame({"input": ["corpus world", "encoder"], "sha256": ["1", sha]})
+            for sha in "23"
+        )
+        retrieval_eval.check_inputs(there, there)
+        for other in (now, there[:1]):
+            with pytest.raises(RunFolderError, match="run began: encoder; pass another"):
+                retrieval_eval.check_inputs(there, other)
 
     def test_some_of_it(self, data, tmp_path, monkeypatch):
         monkeypatch.setattr(retrieval_eval, "find_default_encoder", lambda: 1 / 0)  # not needed
@@ -153,6 +202,23 @@ class TestCommand:
             retrieval_eval.main(make_config(tmp_path / "run", changes.pop("data", data), **changes))
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize(
+        ("corpus", "message"),
+        [
+            ('{"id": "r", "title": "Rome"', r"world\.jsonl"),
+            ("", r"world\.jsonl is empty"),
+            ('{"id": "r", "title": "", "text": " "}', r"world\.jsonl, line 1: .*neither title"),
+        ],
+    )
+    def test_a_bad_corpus_writes_nothing(self, tmp_path, corpus, message):
+        folder = tmp_path / "data"
+        write_questions(folder / "facts" / "dev.jsonl", QUESTIONS)
+        (folder / "corpora").mkdir()
+        (folder / "corpora" / "world.jsonl").write_text(corpus)
+        with pytest.raises(ValueError, match=message):
+            retrieval_eval.main(make_config(tmp_path / "run", folder))
+        assert not (tmp_path / "run").exists()
+
 
 class TestBenchmarks:
     def make_folder(self, folder: Path, corpora: list[str], benchmarks: list[str]) -> Path:
@@ -178,8 +244,9 @@ class TestBenchmarks:
 
 
 class TestMeasures:
-    def make_found(self) -> pd.DataFrame:
-        ids = np.array([[2, 0, 3], [0, 1, -1], [-1, -1, -1]], np.int32)
+    IDS = np.array([[2, 0, 3], [0, 1, -1], [-1, -1, -1]], np.int32)
+
+    def make_found(self, ids: np.ndarray = IDS) -> pd.DataFrame:
         scores = np.where(ids >= 0, np.float32(1.0), np.float32(-np.inf))
         return found_passages(QUESTIONS, CORPUS, SearchResults(ids, scores))
 
@@ -203,12 +270,49 @@ class TestMeasures:
         low, high = table.loc[0, ["low", "high"]]
         assert (low, high) == (0, 1)
 
+    def test_a_passage_that_the_corpus_has_twice_counts_once(self):
+        """Rome under two ids fills the first two places; the other gold passage is third."""
+        corpus = [*CORPUS, dataclasses.replace(CORPUS[0], id="again")]
+        ids = np.array([[4, 0, 2]], np.int32)
+        found = found_passages(
+            QUESTIONS[:1], corpus, SearchResults(ids, np.ones((1, 3), np.float32))
+        ).assign(benchmark="facts", retriever="bm25")
+        assert found["passage"].tolist() == ["again", "r", "t"]
+        table = recall_table(found, (1, 2, 3), bootstrap=10, seed=0)
+        means = table.set_index(["measure", "k"])["mean"]["gold"]
+        assert means.tolist() == [1 / 2, 1 / 2, 1]
+
+    def test_all_gold_passages_are_copies_of_one(self):
+        corpus = [*CORPUS, dataclasses.replace(CORPUS[0], id="again")]
+        question = dataclasses.replace(QUESTIONS[0], passages=QUESTIONS[0].passages[:1])
+        results = SearchResults(np.array([[0, 4]], np.int32), np.ones((1, 2), np.float32))
+        found = found_passages([question], corpus, results)
+        table = recall_table(found.assign(benchmark="a", retriever="b"), (1, 2), 10, seed=0)
+        assert table.loc[table["measure"] == "gold", "mean"].tolist() == [1, 1]
+
     def test_no_gold_labels(self):
         found = self.make_found().assign(benchmark="facts", retriever="bm25", golds=0, gold=False)
-        assert set(recall_table(found, (1,), bootstrap=10, seed=0)["measure"]) == {"answer"}
+        assert set(recall_table(found, (1,), bootstrap=10, seed=0)["measure"]) == {
+            "answer",
+            "answer_string",
+        }
+
+    def test_an_answer_within_a_word(self):
+        question = Question("1", "Who?", ("A Franc", "the"), ())  # within Francesca
+        corpus = [CorpusPassage("f", "Francesca", "."), CorpusPassage("m", "Mount", "Theban")]
+        results = SearchResults(np.array([[1, 0, -1]], np.int32), np.ones((1, 3), np.float32))
+        found = found_passages([question], corpus, results)
+        assert found["answer"].tolist() == [False] * 3
+        assert found["answer_string"].tolist() == [False, True, False]
+        table = recall_table(found.assign(benchmark="a", retriever="b"), (1, 2), 10, seed=0)
+        means = table.groupby("measure")["mean"].agg(list)
+        assert means["answer"] == [0, 0] and means["answer_string"] == [0, 1]
 
     def test_differences(self):
-        found = self.make_found()
+        ids = np.array([[2, 0, 3, -1, -1], [0, 3, -1, -1, 1], [-1] * 5], np.int32)
+        found = self.make_found(ids)
+        with pytest.raises(ValueError, match="recall at 5 takes as many ranks, got 4"):
+            compare_retrievers(found[found["rank"] < 5].assign(benchmark="facts"), ("a",), 9, 0)
         none = found.assign(answer=False)
         both = pd.concat(
             [part.assign(benchmark="facts", retriever=name)
@@ -229,29 +333,21 @@ RATES = {
 
 
 @pytest.mark.slow
-def test_rates_on_real_data():
+def test_rates_on_real_data(tmp_path):
     folder = find_text_folder()
     if folder is None or not (folder / "corpora").is_dir():
         pytest.skip("no real data: name their folder in ICORAG_QA_FOLDER")
-    benchmarks = find_benchmarks(folder, "dev", list(RATES))
-    indexes = {}
-    for name, corpus_name in benchmarks.items():
-        if corpus_name not in indexes:
-            corpus = list(read_corpus(folder / "corpora" / f"{corpus_name}.jsonl.gz"))
-            texts = [normalize_answer(passage_text(passage)) for passage in corpus]
-            indexes[corpus_name] = Bm25().index(corpus), texts
-        index, texts = indexes[corpus_name]
-        questions = list(read_questions(folder / name / "dev.jsonl.gz"))
-        ids, _ = index.search([question.question for question in questions], 10)
-        answers = [[normalize_answer(a) for a in question.answers] for question in questions]
-        hits = np.array(
-            [
-                [any(a and a in texts[i] for a in right) for i in row]
-                for row, right in zip(ids, answers, strict=True)
-            ]
+    retrieval_eval.main(
+        Config(
+            tmp_path / "run", folder, benchmarks=tuple(RATES), retrievers=("bm25",),
+            ks=(3, 5, 10), bootstrap=10,
         )
-        for k, least in zip((3, 5, 10), RATES[name], strict=True):
-            assert hits[:, :k].any(axis=1).mean() >= least, (name, k)
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for name, rates in RATES.items():
+        recall = summary["recall"]["answer_string"][name]["bm25"]
+        for k, least in zip((3, 5, 10), rates, strict=True):
+            assert recall[str(k)]["mean"] >= least, (name, k)
 
 
 def test_importing_retrievers_does_not_start_jax():

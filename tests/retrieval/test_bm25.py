@@ -125,13 +125,17 @@ class TestCache:
                 np.testing.assert_array_equal(found, expected)
         assert first.size_bytes == again.size_bytes == fresh.size_bytes
 
-    def test_other_settings_or_corpus_have_a_place_of_their_own(self, tmp_path, counts):
+    def test_other_settings_corpus_or_format_have_a_place_of_their_own(
+        self, tmp_path, counts, monkeypatch
+    ):
         corpus = make_corpus(20)
         changes = [{}, {"k1": 2.0}, {"b": 0.1}, {"title_weight": 1}, {"stemming": None}]
         for change in changes:
             Bm25(cache=tmp_path, **change).index(corpus)
         Bm25(cache=tmp_path).index(corpus[::-1])
-        assert counts["count"] == len(list(tmp_path.iterdir())) == len(changes) + 1
+        monkeypatch.setattr(bm25_module, "_FORMAT", 0)
+        Bm25(cache=tmp_path).index(corpus)
+        assert counts["count"] == len(list(tmp_path.iterdir())) == len(changes) + 2
 
     @pytest.mark.parametrize(
         "name", ["data.npy", "indices.npy", "indptr.npy", "vocabulary.json", "data.npy.sha256"]

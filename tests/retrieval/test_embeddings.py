@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +97,11 @@ class TestFingerprint:
         found |= {make_embedding(tmp_path).fingerprint(corpus) for corpus in corpora}
         assert len(found) == len(changes) + len(corpora) - 1
 
+    def test_of_the_format(self, tmp_path, monkeypatch):
+        before = make_embedding(tmp_path).fingerprint(CORPUS)
+        monkeypatch.setattr(embeddings_module, "_FORMAT", 0)
+        assert make_embedding(tmp_path).fingerprint(CORPUS) != before
+
     def test_not_of_where_they_are_kept(self, tmp_path):
         here, there = make_embedding(tmp_path), make_embedding(None, progress=True)
         assert here.fingerprint(CORPUS) == there.fingerprint(CORPUS)
@@ -161,46 +165,41 @@ class TestCache:
 
 
 INDEXER = """
+import os
+import signal
 import sys
-import time
 from pathlib import Path
 import test_embeddings as here
 from icorag_jax.retrieval import embeddings
 
-def slowly(encoder, texts, **settings):
-    time.sleep(0.05)
+def die_at_last(encoder, texts, **settings):
+    calls.append(len(texts))
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
     return embed(encoder, texts, **settings)
 
-embed, embeddings.embed = embeddings.embed, slowly
-print("ready", flush=True)
+calls = []
+embed, embeddings.embed = embeddings.embed, die_at_last
 here.make_embedding(Path(sys.argv[1]), shard_passages=1).passages(here.CORPUS)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_indexer_loses_no_finished_shard(tmp_path, expected):
-    """Killed again and again, after times that differ, until it gets to the end."""
-    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parent), JAX_PLATFORMS="cpu")
-    finished: dict[str, int] = {}
-    kills = 0
-    for delay in (0.3, 0.6, 0.9, 60.0):
-        with subprocess.Popen(
-            [sys.executable, "-c", INDEXER, str(tmp_path)],
-            env=environment, stdout=subprocess.PIPE, text=True,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            try:
-                process.wait(timeout=delay)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += process.wait() == -signal.SIGKILL
-        shards = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.npy")}
-        # All that was there before is still there, and was not written again.
-        assert finished.items() <= shards.items()
-        finished = shards
-        time.sleep(0.01)
-    assert process.returncode == 0 and kills >= 1 and len(finished) == 11
-    found = make_embedding(tmp_path, shard_passages=1).passages(CORPUS)
-    assert found.computed == 0
-    np.testing.assert_allclose(found.rows(0, 11), expected, atol=1e-6)
+    """Killed at its nth shard, whatever n: all before it are there, and are not done again."""
+    environment = dict(
+        os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    )
+    for n in (1, 4, 8):
+        folder = tmp_path / str(n)
+        done = subprocess.run(
+            [sys.executable, "-c", INDEXER, str(folder), str(n)],
+            env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.npy")}
+        assert len(before) == n - 1
+        found = make_embedding(folder, shard_passages=1).passages(CORPUS)
+        assert found.computed == len(CORPUS) - (n - 1)
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+        np.testing.assert_allclose(found.rows(0, 11), expected, atol=1e-6)

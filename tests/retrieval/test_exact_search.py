@@ -106,6 +106,24 @@ def test_half_precision_is_of_rounded_embeddings():
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
 
 
+def test_rows_are_read_in_parts(monkeypatch):
+    """Every row is read once, in order, few at a time; what is left of a share is zero."""
+    monkeypatch.setattr(exact_search, "_READ_ROWS", 100)
+    embeddings = np.random.default_rng(2).normal(size=(250, 3)).astype(np.float32)
+    seen = []
+
+    def read(start, end):
+        seen.append((start, end))
+        return embeddings[start:end]
+
+    placed = exact_search.place(read, 250, 3, mesh=exact_search.device_mesh(), precision="float32")
+    assert max(end - start for start, end in seen) <= 100
+    assert [row for start, end in seen for row in range(start, end)] == list(range(250))
+    shares = np.asarray(placed.shares).reshape(-1, 3)
+    np.testing.assert_array_equal(shares[:250], embeddings)
+    assert (shares[250:] == 0).all()
+
+
 def test_nothing_to_search():
     with pytest.raises(ValueError, match="there are no embeddings"):
         place(np.zeros((0, 4), np.float32))
@@ -126,6 +144,12 @@ for seed, (count, block_scores, k) in enumerate([(2, 8, 3), (1000, 256, 5), (385
 embeddings = np.ones((1000, 4), np.float32)
 placed = here.place(embeddings)
 shards = placed.shares.addressable_shards
+
+events, put = [], jax.device_put
+jax.device_put = lambda share, device: events.append("put") or put(share, device)
+read = lambda start, end: events.append("read") or embeddings[start:end]
+exact_search.place(read, 1000, 4, mesh=exact_search.device_mesh(), precision="float32")
+assert events == ["read", "put"] * 4, events
 print(len({shard.device for shard in shards}), {shard.data.shape for shard in shards})
 """
 

@@ -1,11 +1,17 @@
 """FAISS: the same passages as exact search, from a file that is checked."""
 
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import make_corpus, make_encoder
 
+from icorag_jax.files import is_leftover
+from icorag_jax.retrieval import cache
 from icorag_jax.retrieval.dense import Dense
 from icorag_jax.retrieval.embeddings import Embedding
 from icorag_jax.retrieval.faiss_index import Faiss
@@ -75,11 +81,79 @@ def test_a_damaged_file_is_built_anew(tmp_path, damage):
 
 def test_an_index_that_is_there_is_not_built_again(tmp_path, monkeypatch):
     settings = make_faiss(tmp_path)
-    expected = settings.index(CORPUS).search(QUERIES, 5)
+    first = settings.index(CORPUS)
+    assert first.computed == len(CORPUS)
+    expected = first.search(QUERIES, 5)
     monkeypatch.setattr(Faiss, "_build", lambda *arguments: 1 / 0)
-    np.testing.assert_array_equal(settings.index(CORPUS).search(QUERIES, 5).ids, expected.ids)
+    # Nor are its embeddings asked for.
+    monkeypatch.setattr(Embedding, "passages", lambda *arguments: 1 / 0)
+    again = settings.index(CORPUS)
+    assert again.computed == 0
+    np.testing.assert_array_equal(again.search(QUERIES, 5).ids, expected.ids)
     with pytest.raises(ZeroDivisionError):
         make_faiss(tmp_path, factory="SQ8").index(CORPUS)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import test_faiss_index as here
+from icorag_jax.retrieval import cache
+
+def kill(path, data):
+    if path.name == "index.faiss.sha256":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, data)
+
+write, cache.write_atomically = cache.write_atomically, kill
+here.make_faiss(Path(sys.argv[1])).index(here.CORPUS)
+"""
+
+
+def test_a_kill_before_the_checksum_leaves_nothing_that_is_served(tmp_path):
+    environment = dict(
+        os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    )
+    environment["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (leftover,) = tmp_path.glob("*/.index.faiss*")
+    assert is_leftover(leftover) and not list(tmp_path.glob("*/index.faiss*"))
+    expected = Dense(Embedding(make_encoder())).index(CORPUS).search(QUERIES, 5)
+    found = make_faiss(tmp_path).index(CORPUS).search(QUERIES, 5)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    assert not leftover.exists() and len(list(tmp_path.glob("*/index.faiss"))) == 1
+
+
+def test_an_error_before_the_checksum_leaves_nothing(tmp_path):
+    path = tmp_path / "folder" / "index.faiss"
+    path.parent.mkdir()
+    with pytest.raises(ZeroDivisionError), cache.storing(path) as write:
+        write(b"half")
+        raise ZeroDivisionError
+    assert not list(path.parent.iterdir())
+    with cache.storing(path) as write:
+        write(b"who")
+        write(b"le")
+    assert path.read_bytes() == b"whole" and cache.is_intact(path)
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    """Everything is written to a device that is always full."""
+    settings = make_faiss(tmp_path)
+    settings.embedding.passages(CORPUS)
+    original = Path.open
+
+    def full(path, mode="r", **options):
+        return original(Path("/dev/full") if "index.faiss" in path.name else path, mode, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Path, "open", full)
+        settings.index(CORPUS)
+    assert not list(tmp_path.glob("*/index.faiss*"))
 
 
 @pytest.mark.parametrize("factory", ["NoSuchIndex", "IVF4096,Flat"])
