@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -131,7 +132,7 @@ def shard_like(parameters: Parameters, batch: OfBatch) -> OfBatch:
     Within a compiled program the batch stays as it is: the compiler lays it out.
     """
     leaf = jax.tree.leaves(parameters)[0]
-    found = None if isinstance(leaf, jax.core.Tracer) else leaf.sharding
+    found = None if isinstance(leaf, Tracer) else leaf.sharding
     if isinstance(found, NamedSharding) and isinstance(found.mesh, Mesh):
         return shard_batch(batch, found.mesh)
     return batch

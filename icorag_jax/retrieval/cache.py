@@ -4,14 +4,13 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import filelock
 import numpy as np
 
-from icorag_jax.files import remove_leftovers, write_atomically
+from icorag_jax.files import open_atomically, remove_leftovers, write_atomically
 
 
 def fingerprint(parts: Mapping[str, object]) -> str:
@@ -73,23 +72,16 @@ def storing(path: Path) -> Iterator[Callable[[bytes], int]]:
     Raises:
         OSError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a leftover, if a kill falls
     digest = hashlib.sha256()
-    try:
-        with temporary.open("wb") as file:
+    with open_atomically(path) as file:
 
-            def write(data: bytes) -> int:
-                digest.update(data)
-                return file.write(data)
+        def write(data: bytes) -> int:
+            digest.update(data)
+            return file.write(data)
 
-            yield write
-            file.flush()
-            os.fsync(file.fileno())
+        yield write
+        # Before the file itself, as in `store`.
         write_atomically(_seal_path(path), _seal(path, digest.hexdigest()))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _seal_path(path: Path) -> Path:
