@@ -62,9 +62,11 @@ def rotary_settings(kind: str, context: int) -> dict[str, Any]:
 
 
 @st.composite
-def drawn_models(draw: Any, family: str | None = None, rotary: str | None = None) -> Drawn:
-    family = family or draw(st.sampled_from(FAMILIES))
-    kind = rotary or draw(st.sampled_from(ROTARIES))
+def drawn_models(draw: Any, family: str, kind: str, initializer_range: float = 0.3) -> Drawn:
+    """Of a family, with a type of rotary embeddings.
+
+    Weights are large by default, for logits that differ, so that the likeliest token is clear.
+    """
     kv_heads, group = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2, 3)))
     head_dim = draw(st.sampled_from((8, 12)))
     layers = draw(st.sampled_from((2, 3)))
@@ -82,8 +84,7 @@ def drawn_models(draw: Any, family: str | None = None, rotary: str | None = None
         "tie_word_embeddings": draw(st.booleans()),
         "rope_parameters": rotary_settings(kind, CONTEXT)
         | (draw(st.sampled_from(YARNS)) if kind == "yarn" else {}),
-        # Weights large enough for logits that differ, so that the likeliest token is clear.
-        "initializer_range": 0.3,
+        "initializer_range": initializer_range,
         "eos_token_id": draw(st.sampled_from((None, 3, [7, 11]))),
         "bos_token_id": None,
         "pad_token_id": None,

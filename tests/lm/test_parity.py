@@ -84,6 +84,30 @@ def test_logits_greedy_tokens_and_conversion(family, rotary, data, side):
     }
 
 
+def bfloat16_divergence(drawn, folder, side):
+    """Mean KL divergence of next tokens, both models in bfloat16."""
+    reference = families.torch_model(drawn, torch.bfloat16)
+    model = pretrained.from_pretrained(families.save(reference, folder), dtype=jnp.bfloat16)
+    rng = np.random.default_rng(drawn.seed)
+    rows = families.random_rows(rng, drawn.settings["vocab_size"], [40, 23, 31])
+    found = np.concatenate(jax_logits(model, rows, side, jnp.bfloat16))
+    expected = np.concatenate(torch_logits(reference, rows, side))
+    log_p = torch.log_softmax(torch.from_numpy(expected), -1)
+    log_q = torch.log_softmax(torch.from_numpy(found), -1)
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("rotary", families.ROTARIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
+@settings(max_examples=2, phases=(Phase.generate,))
+@given(data=st.data(), side=st.sampled_from(("left", "right")))
+@pytest.mark.slow
+def test_bfloat16_of_any_model(family, rotary, data, side):
+    drawn = data.draw(families.drawn_models(family, rotary, initializer_range=0.1))
+    with tempfile.TemporaryDirectory() as folder:
+        assert bfloat16_divergence(drawn, Path(folder) / "m", side) <= 1e-3
+
+
 @pytest.mark.parametrize(
     ("family", "rotary", "settings"),
     [
@@ -99,14 +123,7 @@ def test_bfloat16(family, rotary, settings, tmp_path):
     drawn = families.small_model(
         family, rotary, hidden_size=64, intermediate_size=96, initializer_range=0.1, **settings
     )
-    reference = families.torch_model(drawn, torch.bfloat16)
-    model = pretrained.from_pretrained(families.save(reference, tmp_path / "m"), dtype=jnp.bfloat16)
-    rows = families.random_rows(np.random.default_rng(0), 61, [40, 23, 31])
-    found = np.concatenate(jax_logits(model, rows, "left", jnp.bfloat16))
-    expected = np.concatenate(torch_logits(reference, rows, "left"))
-    log_p = torch.log_softmax(torch.from_numpy(expected), -1)
-    log_q = torch.log_softmax(torch.from_numpy(found), -1)
-    assert float((log_p.exp() * (log_p - log_q)).sum(-1).mean()) <= 1e-3
+    assert bfloat16_divergence(drawn, tmp_path / "m", "left") <= 1e-3
 
 
 def test_older_settings_mean_the_same(tmp_path):

@@ -406,13 +406,14 @@ class TestCheckpoints:
     def test_hub_download_without_pickles(self, tiny, monkeypatch: pytest.MonkeyPatch):
         asked = []
 
-        def download(name: str, *, allow_patterns: list[str]) -> str:
-            asked.append((name, allow_patterns))
+        def download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+            asked.append((name, allow_patterns, ignore_patterns))
             return str(tiny[0])
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         assert load_encoder("someone/some-encoder").config.hidden_size == 24
-        assert asked == [("someone/some-encoder", ["*.safetensors", "*.json", "*.txt"])]
+        wanted, twice = ["*.safetensors", "*.json", "*.txt"], ["consolidated*", "original/*"]
+        assert asked == [("someone/some-encoder", wanted, twice)]
 
 
 class TestWrongCheckpoints:
@@ -564,7 +565,7 @@ class TestWrongCheckpoints:
             load_encoder(source)
 
     def test_no_such_repository(self, monkeypatch: pytest.MonkeyPatch):
-        def download(name: str, *, allow_patterns: list[str]) -> str:
+        def download(name: str, **_patterns: list[str]) -> str:
             raise OSError("404")
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
