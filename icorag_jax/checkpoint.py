@@ -1,19 +1,12 @@
-"""Checkpoint folders in the Hugging Face form, read into parameter trees and written from them.
-
-Only safetensors are read, never pickles: one `model.safetensors`, or shards with an index.
-"""
+"""Checkpoint folders in the Hugging Face form, read into parameter trees and written from them."""
 
 import dataclasses
 import functools
 import json
-import math
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import huggingface_hub
 import jax
@@ -24,21 +17,19 @@ import safetensors.numpy
 import tokenizers
 from jaxtyping import Array, Bool, Float, PyTree
 
+from icorag_jax.stored_tensors import (
+    INDEX,
+    WEIGHTS,
+    CheckpointError,
+    StoredTensor,
+    stored_tensors,
+)
+
 Parameters = PyTree[Float[Array, "..."]]
 Template = PyTree[jax.ShapeDtypeStruct]
-Json = TypeVar("Json", dict, list)
 
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TENSOR_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-# Of what is read at a time, counted as float32.
-_PIECE_BYTES = 2**24
 _FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder does not hold what the model needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,32 +47,6 @@ class Layout:
     modules: tuple[tuple[str, str], ...]
     aliases: tuple[tuple[str, str], ...]
     ignored: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """A tensor in a file: where it is, and what its header says."""
-
-    path: Path
-    key: str
-    shape: tuple[int, ...]
-
-    def pieces(
-        self, sharding: jax.sharding.NamedSharding | None
-    ) -> Iterator[tuple[int, Float[Array, "..."]]]:
-        """The tensor in pieces, each with the number of its first row, on the default device.
-
-        With a sharding it is one piece, of which each device reads its part.
-        """
-        with safetensors.safe_open(self.path, framework="numpy") as file:
-            stored = file.get_slice(self.key)
-            if sharding is not None:
-                yield 0, jax.make_array_from_callback(self.shape, sharding, stored.__getitem__)
-                return
-            rows = self.shape[0]
-            step = max(1, _PIECE_BYTES // (4 * math.prod(self.shape[1:])))
-            for row in range(0, rows, step):
-                yield row, jnp.asarray(stored[row : min(row + step, rows)])
 
 
 def resolve_folder(source: str | Path) -> Path:
@@ -107,21 +72,6 @@ def resolve_folder(source: str | Path) -> Path:
         raise CheckpointError(
             f"{source} is neither a folder nor a repository that can be downloaded: {error}"
         ) from error
-
-
-def read_json(path: Path, kind: type[Json]) -> Json:
-    """The content of a JSON file, an object (`dict`) or a list.
-
-    Raises:
-        CheckpointError: the file is missing, is not JSON, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, kind):
-        raise CheckpointError(f"{path} must hold a {kind.__name__}, not {content!r:.60}")
-    return content
 
 
 def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -161,7 +111,7 @@ def read_parameters(folder: Path, template: Template, layout: Layout) -> Paramet
         template,
     )
 
-    def check(path: Any, leaf: jax.ShapeDtypeStruct, tensors: list[_Stored | str]) -> None:
+    def check(path: Any, leaf: jax.ShapeDtypeStruct, tensors: list[StoredTensor | str]) -> None:
         expected = _stored_shape(path, leaf, layout)
         for tensor in tensors:
             if isinstance(tensor, str):
@@ -184,45 +134,6 @@ def read_parameters(folder: Path, template: Template, layout: Layout) -> Paramet
         if not problems:
             return parameters
     raise CheckpointError("\n  ".join([f"{folder}: {len(problems)} wrong tensors", *problems]))
-
-
-def same_tensors(folder: Path, first: str, second: str) -> bool:
-    """Whether a checkpoint's two tensors are equal; also if it lacks one of them."""
-    stored = {key: _Stored(path, key, shape) for path, key, shape, _ in _headers(folder)}
-    if not {first, second} <= stored.keys():
-        return True
-    if stored[first].shape != stored[second].shape:
-        return False
-    return all(
-        bool(jnp.array_equal(one, other))
-        for (_, one), (_, other) in zip(
-            stored[first].pieces(None), stored[second].pieces(None), strict=True
-        )
-    )
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes a new folder whole or not at all.
-
-    Args:
-        folder: where it comes to lie; those on the way to it are created.
-        write: fills the folder that it is given.
-
-    Raises:
-        FileExistsError: there is something at `folder` already.
-        OSError: it cannot be written; nothing is left of it.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists already: choose a new folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        write(temporary)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def write_parameters(
@@ -249,7 +160,7 @@ def write_parameters(
             filled += size
             part = functools.partial(_part, path, leaf, index, layout)
             shards[-1].append((name, part))
-    files = [_WEIGHTS]
+    files = [WEIGHTS]
     if len(shards) > 1:
         files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
@@ -260,7 +171,7 @@ def write_parameters(
             "metadata": {"total_size": sum(leaf.nbytes for _, leaf in leaves)},
             "weight_map": {n: f for f, shard in zip(files, shards, strict=True) for n, _ in shard},
         }
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _part(path: Any, leaf: Array, index: int, layout: Layout) -> np.ndarray:
@@ -308,7 +219,7 @@ def _stored_shape(path: Any, leaf: Any, layout: Layout) -> tuple[int, ...]:
 def _gather(
     path: Any,
     leaf: jax.ShapeDtypeStruct,
-    tensors: list[_Stored],
+    tensors: list[StoredTensor],
     layout: Layout,
     problems: list[str],
 ) -> Array:
@@ -357,53 +268,17 @@ def _stored_sharding(
     )
 
 
-def _find_tensors(folder: Path, layout: Layout) -> tuple[dict[str, _Stored], list[str]]:
+def _find_tensors(folder: Path, layout: Layout) -> tuple[dict[str, StoredTensor], list[str]]:
     """The tensors that are not ignored, by name without aliases, and what is wrong with them."""
-    tensors: dict[str, _Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     problems = []
-    for path, key, shape, dtype in _headers(folder):
-        name = functools.reduce(lambda n, alias: re.sub(*alias, n), layout.aliases, key)
+    for tensor in stored_tensors(folder):
+        name = functools.reduce(lambda n, alias: re.sub(*alias, n), layout.aliases, tensor.key)
         if re.fullmatch(layout.ignored, name):
             continue
         if name in tensors:
-            problems.append(f"double: {key}")
-        if dtype not in _FLOATS:
-            problems.append(f"not floating point: {key}, found {dtype}")
-        tensors[name] = _Stored(path, key, shape)
+            problems.append(f"double: {tensor.key}")
+        if tensor.dtype not in _FLOATS:
+            problems.append(f"not floating point: {tensor.key}, found {tensor.dtype}")
+        tensors[name] = tensor
     return tensors, problems
-
-
-def _headers(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
-    """File, name, shape and dtype of every tensor of a folder; no tensor is read."""
-    for path in _weight_files(folder):
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                for key in file.keys():  # noqa: SIM118  # this is no mapping
-                    header = file.get_slice(key)
-                    yield path, key, tuple(header.get_shape()), header.get_dtype()
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder."""
-    if (folder / _WEIGHTS).exists():
-        return [folder / _WEIGHTS]
-    if (folder / _INDEX).exists():
-        shards = read_json(folder / _INDEX, dict).get("weight_map")
-        names = set(shards.values()) if isinstance(shards, dict) else set()
-        if not names or not all(
-            isinstance(name, str) and name == Path(name).name for name in names
-        ):
-            raise CheckpointError(
-                f"{folder / _INDEX}: weight_map must name files of this folder, "
-                f"found {shards!r:.60}"
-            )
-        return [folder / name for name in sorted(names)]
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
-    if pickles:
-        raise CheckpointError(
-            f"{folder} holds only pickled weights ({', '.join(pickles)}), which are not read, "
-            f"since unpickling can run any code: convert them to {_WEIGHTS}"
-        )
-    raise CheckpointError(f"{folder} holds neither {_WEIGHTS} nor {_INDEX}")

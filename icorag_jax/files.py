@@ -1,10 +1,12 @@
-"""Files that are whole or absent."""
+"""Files and folders that are whole or absent."""
 
 import contextlib
 import os
 import re
+import shutil
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +44,30 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Writes a new folder whole or not at all.
+
+    Args:
+        folder: where it comes to lie; those on the way to it are created.
+        write: fills the folder that it is given.
+
+    Raises:
+        FileExistsError: there is something at `folder` already.
+        OSError: it cannot be written; nothing is left of it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already: choose a new folder, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

