@@ -6,8 +6,6 @@ contenders of one size follow each other, so that ratios are of one run on one m
 
 import dataclasses
 import multiprocessing
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from benchmarks import speed_report
 from benchmarks.contenders import CONTENDERS, Size, seconds_to_train
 from benchmarks.step_parts import step_parts
 from experiments.support.command import run_command
+from experiments.support.process_memory import peak_mebibytes
 from experiments.support.run_folder import open_run
 
 
@@ -141,20 +140,14 @@ def _in_own_process(function: Callable, *arguments: Any) -> Any:
 
 
 def _measure(contender: str, size: Size) -> dict[str, float]:
-    before = _peak_mebibytes()
+    before = peak_mebibytes()
     seconds = seconds_to_train(contender, size)
     return {
         "episodes_per_second": size.seeds * size.batch * size.steps / seconds,
         "milliseconds_per_step": 1e3 * seconds / size.steps,
-        "peak_mebibytes": _peak_mebibytes(),
+        "peak_mebibytes": peak_mebibytes(),
         "peak_mebibytes_after_imports": before,
     }
-
-
-def _peak_mebibytes() -> float:
-    # Linux counts in KiB, macOS in bytes.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 if __name__ == "__main__":

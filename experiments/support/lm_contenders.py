@@ -8,8 +8,6 @@ import functools
 import importlib.metadata
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.support.process_memory import peak_mebibytes
 from icorag_jax.lm import decoder, generation, pretrained
 
 Dtype = Literal["float32", "bfloat16"]
@@ -84,7 +83,7 @@ def measure(name: str, folder: Path, dtype: Dtype, size: Size) -> dict[str, Any]
         "prefill_seconds": timing.prefill_seconds,
         "decode_seconds": timing.decode_seconds,
         "tokens": timing.tokens.tolist(),
-        "peak_mebibytes": _peak_mebibytes(name),
+        "peak_mebibytes": _contender_peak_mebibytes(name),
         "software": _software(name),
     }
 
@@ -231,7 +230,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     return min(found)
 
 
-def _peak_mebibytes(name: str) -> float:
+def _contender_peak_mebibytes(name: str) -> float:
     if name in TORCH:
         import torch
 
@@ -239,9 +238,7 @@ def _peak_mebibytes(name: str) -> float:
             return torch.cuda.max_memory_allocated() / 2**20
     elif statistics := jax.devices()[0].memory_stats():
         return statistics["peak_bytes_in_use"] / 2**20
-    # Linux counts in KiB, macOS in bytes.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_mebibytes()
 
 
 def _software(name: str) -> str:
