@@ -61,7 +61,7 @@ def generate_questions(config: WorldConfig, split: Split) -> Iterator[Question]:
     names = NameBook(split)
     for index in range(count_of(config, split)):
         for family in config.families:
-            yield _generate_question(config, names, split, family, index)
+            yield generate_question(config, names, split, family, index)
 
 
 def corpus_of(questions: Iterable[Question]) -> Iterator[CorpusPassage]:
@@ -74,9 +74,10 @@ def corpus_of(questions: Iterable[Question]) -> Iterator[CorpusPassage]:
             yield CorpusPassage(f"{question.id}/{number}", passage.title, passage.text)
 
 
-def _generate_question(
+def generate_question(
     config: WorldConfig, names: NameBook, split: Split, family: Family, index: int
 ) -> Question:
+    """One question of a split, with names that the book has not given out yet."""
     draws = Draws(f"world/{config.seed}/{split}/{family}/{index}")
     scene = Scene(config, names, draws)
     draft = DRAFTS[family](scene)

@@ -95,6 +95,10 @@ class Scene:
         self._values.append(value)
         return value
 
+    def values(self) -> tuple[Entity, ...]:
+        """All values of facts so far."""
+        return tuple(self._values)
+
     def values_without(self, relation: Relation | Group) -> list[Entity]:
         """Values of other facts which could have the relation, but of which it is not stated."""
         return [

@@ -1,0 +1,214 @@
+"""Pretrains a small language model that reads: made-up passages, questions, answers.
+
+The model is written as a Hugging Face folder, `OUT/model`. Training goes through stages from one
+passage of one fact to many passages; texts depend on the seed and the step alone. It can be
+stopped at any time, and goes on with --resume from the last checkpoint to the same result.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import tokenizers
+from tqdm import tqdm
+
+from experiments.support.command import run_command
+from experiments.support.reader_texts import END, START, Stage, make_texts, plain_texts
+from experiments.support.reader_texts import train_tokenizer as train_on_texts
+from experiments.support.reader_training import (
+    Losses,
+    ReaderState,
+    init_reader,
+    make_optimizer,
+    train_step,
+)
+from experiments.support.run_folder import Run, open_run
+from icorag_jax.data.pieces import split_tokenizer
+from icorag_jax.data.world.reading import ReadingConfig
+from icorag_jax.files import write_atomically
+from icorag_jax.lm.config import DecoderConfig, DefaultRotary
+from icorag_jax.lm.pretrained import LanguageModel, save_pretrained
+from icorag_jax.training_checkpoints import open_checkpoints
+
+_CURRICULUM = (
+    Stage(ReadingConfig(passages=1, facts=2, fillers=0, related=0.5), 0.0, tokens=192, batch=12),
+    Stage(ReadingConfig(passages=3, facts=2, fillers=1, related=0.5), 0.0, tokens=256, batch=10),
+    Stage(ReadingConfig(passages=6, facts=2, fillers=1, related=0.5), 0.1, tokens=448, batch=8),
+    Stage(ReadingConfig(passages=10, facts=2, fillers=1, related=0.5), 0.2, tokens=640, batch=6),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the pretraining.
+
+    Attributes:
+        out: folder of the run.
+        resume: go on with the run that the folder holds.
+        family: whose architecture the model has.
+        seed: of parameters and texts.
+        vocabulary: tokens of the byte-level BPE, which is trained on texts of the last stage.
+        width: features of a token.
+        layers: of the decoder.
+        mlp: features inside an MLP.
+        stage_steps: steps of each stage; the last stages are left out where there are fewer.
+        learning_rate: the highest, reached after a warm-up.
+        warmup_steps: of it.
+        decay_share: share of all steps, at the end, in which the learning rate falls to 0.
+        checkpoint_every: steps from one checkpoint to the next.
+    """
+
+    out: Path
+    resume: bool = False
+    family: Literal["llama", "qwen3"] = "llama"
+    seed: int = 0
+    vocabulary: int = 2048
+    width: int = 256
+    layers: int = 6
+    mlp: int = 640
+    stage_steps: tuple[int, ...] = (600, 700, 600, 600)
+    learning_rate: float = 5e-3
+    warmup_steps: int = 100
+    decay_share: float = 0.25
+    checkpoint_every: int = 100
+
+    def __post_init__(self):
+        """Checks the stages."""
+        if not 1 <= len(self.stage_steps) <= len(_CURRICULUM):
+            raise ValueError(f"stage_steps must be 1 to {len(_CURRICULUM)}, got {self.stage_steps}")
+
+
+PRESETS = {
+    "llama": {"family": "llama", "layers": 6, "mlp": 640},
+    "qwen3": {"family": "qwen3", "layers": 7, "mlp": 512},
+}
+
+
+def main(config: Config) -> None:
+    """Runs the pretraining."""
+    with open_run(config.out, "pretrain_reader", config, resume=config.resume) as run:
+        tokenizer = _tokenizer(run, config)
+        decoder = decoder_config(config)
+        parameters, rows = _train(run, config, decoder, tokenizer)
+        run.write_table("losses", pd.DataFrame(rows))
+        folder = config.out / "model"
+        if not folder.exists():
+            parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters)
+            save_pretrained(folder, LanguageModel(decoder, parameters, tokenizer))
+        last = rows[-1]
+        run.write_summary({"steps": sum(config.stage_steps), "last": last})
+        print(f"exact match of the last batches {last['exact']:.3f}; model in {folder}")
+
+
+def decoder_config(config: Config) -> DecoderConfig:
+    """The decoder: four query heads of 64 features or what the width has room for, two of keys."""
+    return DecoderConfig(
+        family=config.family,
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.mlp,
+        num_hidden_layers=config.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=config.width // 4,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        rotary=DefaultRotary(10_000.0),
+        query_key_value_bias=False,
+        attention_output_bias=False,
+        mlp_bias=False,
+        query_key_norm=config.family == "qwen3",
+        windows=(None,) * config.layers,
+        eos_token_ids=(1,),
+        bos_token_id=0,
+        pad_token_id=None,
+    )
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+    """Warm-up, a long stretch of one rate, and a fall to 0."""
+    steps = sum(config.stage_steps)
+    decay = max(int(steps * config.decay_share), 1)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
+            optax.constant_schedule(config.learning_rate),
+            optax.linear_schedule(config.learning_rate, 0.0, decay),
+        ],
+        [config.warmup_steps, max(steps - decay, config.warmup_steps)],
+    )
+
+
+def _tokenizer(run: Run, config: Config) -> tokenizers.Tokenizer:
+    path = run.path / "tokenizer.json"
+    if not path.exists():
+        texts = plain_texts(_CURRICULUM[-1], config.seed, 2000)
+        tokenizer = train_on_texts(texts, config.vocabulary)
+        write_atomically(path, tokenizer.to_str(pretty=True).encode())
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    assert (tokenizer.token_to_id(START), tokenizer.token_to_id(END)) == (0, 1)
+    return tokenizer
+
+
+def _train(
+    run: Run, config: Config, decoder: DecoderConfig, tokenizer: tokenizers.Tokenizer
+) -> tuple[dict, list[dict]]:
+    """The parameters after all steps, and the mean losses from checkpoint to checkpoint."""
+    optimizer = make_optimizer(learning_rate(config))
+    parameters = init_reader(decoder, jax.random.key(config.seed))
+    state = ReaderState(jnp.int32(0), parameters, optimizer.init(parameters))
+    split = split_tokenizer(tokenizer)
+    ends = np.cumsum(config.stage_steps)
+    log = run.path / "losses.jsonl"
+    with open_checkpoints(run.path / "checkpoints") as checkpoints:
+        state = checkpoints.restore(state)
+        done = int(state.step)
+        rows = [row for row in _read_log(log) if row["step"] <= done]
+        recent: list[Losses] = []
+        steps = range(done, int(ends[-1]))
+        with tqdm(steps, initial=done, total=int(ends[-1]), unit="step") as progress:
+            for step in progress:
+                stage = int(np.searchsorted(ends, step, side="right"))
+                texts = make_texts(split, _CURRICULUM[stage], config.seed, step)
+                state, losses = train_step(decoder, optimizer, state, texts)
+                recent.append(losses)
+                if (step + 1) % config.checkpoint_every and step + 1 < ends[-1]:
+                    continue
+                found = np.mean(jax.device_get(recent), axis=0)
+                if not np.isfinite(found).all():
+                    raise FloatingPointError(
+                        f"the loss is not finite before step {step + 1}: pass a smaller "
+                        "--learning-rate"
+                    )
+                row = dict(zip(Losses._fields, found.tolist(), strict=True))
+                rows.append({"step": step + 1, "stage": stage, **row})
+                progress.set_postfix(stage=stage, **{key: f"{row[key]:.3f}" for key in row})
+                checkpoints.save(step + 1, state)
+                write_atomically(
+                    log, pd.DataFrame(rows).to_json(orient="records", lines=True).encode()
+                )
+                recent = []
+    return state.parameters, rows
+
+
+def _read_log(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    return pd.read_json(path, orient="records", lines=True).to_dict("records")
+
+
+def cli(args: Sequence[str] | None = None) -> None:
+    """Runs the command; see `run_command`."""
+    run_command(main, Config, PRESETS, args)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

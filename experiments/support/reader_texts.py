@@ -1,0 +1,197 @@
+"""Texts that a small reader is pretrained on, as arrays.
+
+A text is evidence (passages) and several questions. Each question stands right after the evidence
+and sees it and itself alone, as if it were the only one: one pass over the evidence serves them all.
+A row of a batch holds as many texts as it has room for, none of which sees another.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int
+
+from icorag_jax.data.pieces import PromptTokenizer, tokenize_piece
+from icorag_jax.data.prompts import PromptTemplate, tokenize_passage
+from icorag_jax.data.records import Passage
+from icorag_jax.data.world import FAMILIES, WorldConfig
+from icorag_jax.data.world.generation import generate_question
+from icorag_jax.data.world.names import NameBook
+from icorag_jax.data.world.reading import ReadingConfig, generate_reading
+
+START, END = "<|start|>", "<|end|>"
+TEMPLATE = PromptTemplate(
+    instruction=START,
+    passage="\n{title}: {text}",
+    untitled="\n{text}",
+    question="\nQuestion: {question} Answer:",
+)
+# Segments of a text: the first is its evidence, the others are its questions.
+SEGMENTS = 64
+_PADDING = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of the curriculum.
+
+    Attributes:
+        reading: the plain reading.
+        family_share: share of texts that are a question of the world's families instead.
+        tokens: in a row of a batch; what does not fit is dropped.
+        batch: rows a step.
+    """
+
+    reading: ReadingConfig
+    family_share: float
+    tokens: int
+    batch: int
+
+
+class Texts(NamedTuple):
+    """A batch of texts.
+
+    Attributes:
+        tokens: token ids.
+        positions: of the tokens in their text, -1 at padding.
+        segments: of the n-th text of a row, `SEGMENTS n` is its evidence, and `SEGMENTS n + k` its
+            k-th question with the answer; -1 is padding.
+        is_answer: whether the token is of an answer, the token that ends it included.
+    """
+
+    tokens: Int[np.ndarray, "batch tokens"]
+    positions: Int[np.ndarray, "batch tokens"]
+    segments: Int[np.ndarray, "batch tokens"]
+    is_answer: Bool[np.ndarray, "batch tokens"]
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE: no text is out of its vocabulary.
+
+    Args:
+        texts: what it is trained on.
+        vocabulary: tokens, `START` and `END` among them.
+    """
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[START, END],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def plain_texts(stage: Stage, seed: int, count: int) -> Iterator[str]:
+    """Texts of a stage as strings, for a tokenizer to be trained on."""
+    for index in range(count):
+        passages, questions = _text(stage, seed, index)
+        for passage in passages:
+            yield TEMPLATE.passage.format(title=passage.title, text=passage.text)
+        for question, answer in questions:
+            yield TEMPLATE.question.format(question=question) + f" {answer}"
+
+
+def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, step: int) -> Texts:
+    """The batch of a training step; the same numbers give the same one.
+
+    Args:
+        tokenizer: from `split_tokenizer`.
+        stage: what texts are like.
+        seed: of all texts.
+        step: number of the step.
+    """
+    shape = (stage.batch, stage.tokens)
+    batch = Texts(
+        tokens=np.zeros(shape, np.int32),
+        positions=np.full(shape, -1, np.int32),
+        segments=np.full(shape, _PADDING, np.int32),
+        is_answer=np.zeros(shape, bool),
+    )
+    for row in range(stage.batch):
+        filled = 0
+        for number in range(SEGMENTS):
+            index = (step * stage.batch + row) * SEGMENTS + number
+            passages, questions = _text(stage, seed, index)
+            row_of = Texts(*(array[row, filled:] for array in batch))
+            added = _fill(row_of, number, tokenizer, passages, questions)
+            filled += added
+            if not added:
+                break
+    return batch
+
+
+def _text(
+    stage: Stage, seed: int, index: int
+) -> tuple[tuple[Passage, ...], tuple[tuple[str, str], ...]]:
+    # Which kind a text is goes by its number alone, evenly spread.
+    if int((index + 1) * stage.family_share) > int(index * stage.family_share):
+        number = int(index * stage.family_share)
+        config = WorldConfig(
+            seed=_PRETRAINING_SEED + seed,
+            passages=max(stage.reading.passages, 5),
+            facts=stage.reading.facts,
+        )
+        family = FAMILIES[number % len(FAMILIES)]
+        question = generate_question(config, NameBook("train"), "train", family, number)
+        return question.passages, ((question.question, question.answers[0]),)
+    reading = generate_reading(stage.reading, seed, index)
+    return reading.passages, reading.questions
+
+
+# Worlds of these seeds are for pretraining alone.
+_PRETRAINING_SEED = 1_000_000
+
+
+def _fill(
+    row: Texts,
+    number: int,
+    tokenizer: PromptTokenizer,
+    passages: tuple[Passage, ...],
+    questions: tuple[tuple[str, str], ...],
+) -> int:
+    """Writes a text into the rest of a row; how many tokens it took, 0 if it does not fit.
+
+    The first text of a row loses the passages that do not fit.
+    """
+    room = len(row.tokens)
+    evidence = list(tokenize_piece(tokenizer, TEMPLATE.instruction, {}).tokens)
+    kept = ""
+    for passage in passages:
+        tokens = tokenize_passage(tokenizer, TEMPLATE, passage).tokens
+        if len(evidence) + len(tokens) > room - _LEAST_QUESTION:
+            if number:
+                return 0
+            break
+        evidence += tokens
+        kept += passage.text
+    filled = len(evidence)
+    if filled > room:
+        return 0
+    row.tokens[:filled] = evidence
+    row.positions[:filled] = np.arange(filled)
+    row.segments[:filled] = SEGMENTS * number
+    for place, (question, answer) in enumerate(questions[: SEGMENTS - 1], 1):
+        if answer not in kept:
+            continue
+        asked = tokenize_piece(tokenizer, TEMPLATE.question, {"question": question}).tokens
+        answered = tokenizer.plain.encode(f" {answer}", add_special_tokens=False).ids
+        tokens = [*asked, *answered, tokenizer.control[END]]
+        stop = filled + len(tokens)
+        if stop > room:
+            break
+        row.tokens[filled:stop] = tokens
+        row.positions[filled:stop] = len(evidence) + np.arange(len(tokens))
+        row.segments[filled:stop] = SEGMENTS * number + place
+        row.is_answer[filled + len(asked) : stop] = True
+        filled = stop
+    return filled
+
+
+# Room that is left for a question after passages.
+_LEAST_QUESTION = 40

@@ -1,0 +1,145 @@
+"""One step of a small reader's pretraining."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from experiments.support.reader_texts import SEGMENTS, Texts
+from icorag_jax.checkpoint import Parameters
+from icorag_jax.lm.config import DecoderConfig
+from icorag_jax.lm.decoder import forward_texts, init_parameters, logits
+
+
+class ReaderState(NamedTuple):
+    """What pretraining goes on from.
+
+    Attributes:
+        step: steps done.
+        parameters: of the decoder, float32.
+        optimizer: its state.
+    """
+
+    step: Int[Array, ""]
+    parameters: Parameters
+    optimizer: Any
+
+
+class Losses(NamedTuple):
+    """Of a step.
+
+    Attributes:
+        answers: mean cross entropy of an answer's tokens.
+        texts: that of all other tokens.
+        exact: share of answers whose tokens are all the likeliest: greedy decoding finds these.
+        gradient_norm: before clipping.
+    """
+
+    answers: Float[Array, ""]
+    texts: Float[Array, ""]
+    exact: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+def make_optimizer(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+
+    def matrices(parameters: Parameters) -> Any:
+        def dimensions(path: Any, leaf: Array) -> Any:
+            stacked = path[0].key == "layers" and leaf.ndim == 3
+            return optax.contrib.MuonDimensionNumbers((1,), (2,)) if stacked else None
+
+        return jax.tree_util.tree_map_with_path(dimensions, parameters)
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            learning_rate,
+            weight_decay=0.01,
+            consistent_rms=0.2,
+            adam_b2=0.98,
+            muon_weight_dimension_numbers=matrices,
+        ),
+    )
+
+
+def init_reader(config: DecoderConfig, key: Any) -> Parameters:
+    """Random parameters in which queries and keys start alike, and so tokens find their equals.
+
+    Attention that looks for equal tokens is what reading is made of, and what takes longest to
+    arise from unrelated queries and keys (after mimetic initialization, Trockman and Kolter 2023).
+    """
+    parameters = init_parameters(config, key, jnp.float32)
+    layers = dict(parameters["layers"])
+    count, width, _ = layers["key"]["kernel"].shape
+    shape = (count, width, config.num_key_value_heads, config.head_dim)
+    keys = layers["key"]["kernel"].reshape(shape)
+    group = config.num_attention_heads // config.num_key_value_heads
+    queries = jnp.repeat(keys, group, axis=2).reshape(count, width, -1)
+    layers["query"] = {**layers["query"], "kernel": queries}
+    residual = (2 * count) ** -0.5
+    for name in ("attention_output", "down"):
+        layers[name] = {**layers[name], "kernel": layers[name]["kernel"] * residual}
+    embedding = 0.02 * jax.random.normal(key, parameters["embedding"]["embedding"].shape)
+    return {**parameters, "layers": layers, "embedding": {"embedding": embedding}}
+
+
+def visible(
+    positions: Int[Array, "batch tokens"], segments: Int[Array, "batch tokens"]
+) -> Bool[Array, "batch tokens tokens"]:
+    """A token sees what came before in the evidence and in its own question."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    earlier = positions[:, None, :] <= positions[:, :, None]
+    evidence = key == query // SEGMENTS * SEGMENTS
+    return (key >= 0) & earlier & (evidence | (key == query))
+
+
+def loss(
+    config: DecoderConfig, parameters: Parameters, texts: Texts
+) -> tuple[Float[Array, ""], Losses]:
+    """What is minimized: cross entropy of answers, and some of that of all other tokens."""
+    tokens, segments = jnp.asarray(texts.tokens), jnp.asarray(texts.segments)
+    mask = visible(texts.positions, segments)
+    states = forward_texts(config, parameters, tokens, texts.positions, mask)
+    # A question's first token follows the evidence, which is not before it in the row: skipped.
+    follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] >= 0)
+    found = logits(config, parameters, states[:, :-1])
+    each = optax.softmax_cross_entropy_with_integer_labels(found, tokens[:, 1:])
+    answers = jnp.asarray(texts.is_answer)[:, 1:] & follows
+    others = follows & ~answers
+
+    def mean(where: Bool[Array, "batch tokens"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(where, each, 0)) / jnp.maximum(where.sum(), 1)
+
+    wrong = answers & (jnp.argmax(found, axis=-1) != tokens[:, 1:])
+    rows = jnp.arange(tokens.shape[0])[:, None] * SEGMENTS**2
+    segment = (rows + segments[:, 1:]).ravel()
+    count = functools.partial(jax.ops.segment_sum, num_segments=tokens.shape[0] * SEGMENTS**2)
+    asked = count(answers.ravel().astype(jnp.int32), segment) > 0
+    missed = count(wrong.ravel().astype(jnp.int32), segment) > 0
+    exact = (asked & ~missed).sum() / jnp.maximum(asked.sum(), 1)
+    losses = Losses(mean(answers), mean(others), exact.astype(jnp.float32), jnp.float32(0))
+    return losses.answers + 0.5 * losses.texts, losses
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def train_step(
+    config: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    state: ReaderState,
+    texts: Texts,
+) -> tuple[ReaderState, Losses]:
+    """One step of the optimizer on a batch."""
+    (_, losses), gradients = jax.value_and_grad(loss, argnums=1, has_aux=True)(
+        config, state.parameters, texts
+    )
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+    parameters = optax.apply_updates(state.parameters, updates)
+    norm = optax.tree.norm(gradients)
+    return (
+        ReaderState(state.step + 1, parameters, optimizer_state),
+        losses._replace(gradient_norm=norm),
+    )
