@@ -1,7 +1,7 @@
 """Texts that a small reader is pretrained on, as arrays.
 
-A text is evidence (passages) and several questions. Each question stands right after the evidence
-and sees it and itself alone, as if it were the only one: one pass over the evidence serves them all.
+A text is evidence (passages) and several questions. Each stands right after the evidence
+and sees it and itself alone, as if it were the only one: one pass over it serves them all.
 A row of a batch holds as many texts as it has room for, none of which sees another.
 """
 
