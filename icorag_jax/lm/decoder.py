@@ -188,6 +188,13 @@ def embed(parameters: Parameters, tokens: Int[Array, "batch tokens"]) -> Array:
     return sharding.split_by_text(parameters, parameters["embedding"]["embedding"][tokens])
 
 
+def normalize_states(
+    config: DecoderConfig, parameters: Parameters, states: Float[Array, "batch tokens width"]
+) -> Float[Array, "batch tokens width"]:
+    """The residual stream after the last layer, as `logits` takes it."""
+    return _apply(RmsNorm(config.rms_norm_eps), parameters["norm"], states)
+
+
 def logits(
     config: DecoderConfig, parameters: Parameters, states: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows vocabulary"]:
@@ -312,7 +319,7 @@ def forward_texts(
         return after, None
 
     states, _ = jax.lax.scan(step, states, parameters["layers"])
-    return _apply(RmsNorm(config.rms_norm_eps), parameters["norm"], states)
+    return normalize_states(config, parameters, states)
 
 
 def forward(
@@ -364,8 +371,7 @@ def forward(
         positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used)),
         used=cache.used + tokens.shape[1],
     )
-    states = _apply(RmsNorm(config.rms_norm_eps), parameters["norm"], states)
-    return Output(states, features, cache)
+    return Output(normalize_states(config, parameters, states), features, cache)
 
 
 def unstack_layers(parameters: Parameters) -> Parameters:

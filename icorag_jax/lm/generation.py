@@ -148,7 +148,53 @@ def generate_rows(
         chunk: evidence rows at a time; all of them if None.
     """
     batch, width = tokens.shape
-    dtype = parameters["norm"]["scale"].dtype
+    start = empty_cache(
+        config, batch, width + max_new_tokens - 1, parameters["norm"]["scale"].dtype
+    )
+    output = forward(
+        config, parameters, tokens, positions, start, evidence, edit,
+        interface_layer=interface_layer, chunk=chunk,
+    )  # fmt: skip
+    return continue_rows(
+        config, parameters, output.states, positions, output.cache, evidence, edit, sampling, keys,
+        max_new_tokens=max_new_tokens, interface_layer=interface_layer, chunk=chunk,
+    )  # fmt: skip
+
+
+def continue_rows(
+    config: DecoderConfig,
+    parameters: Parameters,
+    states: Float[Array, "batch tokens width"],
+    positions: Int[Array, "batch tokens"],
+    cache: Cache,
+    evidence: Evidence | None,
+    edit: EvidenceEdit | None,
+    sampling: tuple[Float[Array, ""], Float[Array, ""]] | None,
+    keys: Key[Array, "batch"] | None,
+    *,
+    max_new_tokens: int,
+    interface_layer: int = 0,
+    chunk: int | None = None,
+    delta: Float[Array, "batch width"] | None = None,
+) -> Generated:
+    """`generate_rows` from where the prompts were read.
+
+    Args:
+        config: the decoder.
+        parameters: its parameters.
+        states: of the prompts, after the last norm.
+        positions: of their tokens, -1 at padding.
+        cache: with the prompts' rows, and room for `max_new_tokens - 1` more.
+        evidence: what they follow.
+        edit: how it is seen.
+        sampling: temperature and `top_p`; the likeliest token each time if None.
+        keys: of each row's draws, `[batch]`.
+        max_new_tokens: tokens to generate, at most.
+        interface_layer: the first layer that is edited.
+        chunk: evidence rows at a time; all of them if None.
+        delta: added to the states that tokens are chosen from.
+    """
+    batch = positions.shape[0]
     ends = jnp.asarray(config.eos_token_ids, jnp.int32)
     run = functools.partial(
         forward, config, parameters, evidence=evidence, edit=edit,
@@ -156,7 +202,7 @@ def generate_rows(
     )  # fmt: skip
 
     def choose(states: Float[Array, "batch width"], step: Int[Array, ""]) -> Int[Array, "batch"]:
-        found = logits(config, parameters, states)
+        found = logits(config, parameters, states if delta is None else states + delta)
         if sampling is None or keys is None:
             return jnp.argmax(found, axis=-1).astype(jnp.int32)
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
@@ -186,15 +232,13 @@ def generate_rows(
         done |= position + 1 >= config.context
         return step + 1, cache, new, position, done, found
 
-    start = empty_cache(config, batch, width + max_new_tokens - 1, dtype)
-    output = run(tokens, positions, start)
     last_row = jnp.argmax(positions, axis=1)
     position = positions.max(axis=1) + 1
     # A prompt that fills the context has no room for a token.
     full = position >= config.context
-    first = choose(_rows(output.states, last_row), jnp.int32(0))
+    first = choose(_rows(states, last_row), jnp.int32(0))
     state = record(
-        jnp.int32(0), output.cache, jnp.where(full, 0, first), position, full,
+        jnp.int32(0), cache, jnp.where(full, 0, first), position, full,
         jnp.zeros((batch, max_new_tokens), jnp.int32),
     )  # fmt: skip
     *_, found = jax.lax.while_loop(going_on, advance, state)

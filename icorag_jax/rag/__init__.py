@@ -1,0 +1,1 @@
+"""The method: an evidence-use interface for frozen language models, and updates of it."""

@@ -1,0 +1,175 @@
+"""Questions with their passages as padded arrays.
+
+Every array's size is fixed by the settings, so that one program serves all batches.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from icorag_jax.data.pieces import PromptTokenizer
+from icorag_jax.data.prompts import Prompt, PromptTemplate, make_prompt
+from icorag_jax.lm.config import DecoderConfig
+from icorag_jax.rag.context import retriever_traits
+from icorag_jax.retrieval.retrieved import RetrievedQuestion
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """Sizes of a batch.
+
+    Attributes:
+        passages: of a question, at most; the interface and the updater take up to so many.
+        evidence_tokens: of instruction and passages, at most. What is over is cut: see
+            `icorag_jax.data.prompts.make_prompt`.
+        question_tokens: of a question, at most.
+        answer_tokens: of an answer with the token that ends it, at most.
+        min_passage_tokens: fewest tokens that are left of a passage that is cut.
+    """
+
+    passages: int
+    evidence_tokens: int
+    question_tokens: int
+    answer_tokens: int
+    min_passage_tokens: int = 8
+
+    def __post_init__(self):
+        """Checks the ranges."""
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} must be at least 1")
+
+
+class Batch(NamedTuple):
+    """Questions with their passages.
+
+    Attributes:
+        evidence_tokens: of instruction and passages, padded at the end.
+        evidence_positions: -1 at padding.
+        passage_of: which passage an evidence row belongs to, -1 where to none.
+        tokens: of question and answer, padded at the end; of the question alone if there is no
+            answer.
+        positions: -1 at padding.
+        is_question: rows of the question.
+        is_answer: rows of the answer, the token that ends it included.
+        traits: what the retriever says of passages.
+        present: whether there is a passage.
+    """
+
+    evidence_tokens: Int[np.ndarray, "batch evidence"]
+    evidence_positions: Int[np.ndarray, "batch evidence"]
+    passage_of: Int[np.ndarray, "batch evidence"]
+    tokens: Int[np.ndarray, "batch tokens"]
+    positions: Int[np.ndarray, "batch tokens"]
+    is_question: Bool[np.ndarray, "batch tokens"]
+    is_answer: Bool[np.ndarray, "batch tokens"]
+    traits: Float[np.ndarray, "batch passages traits"]
+    present: Bool[np.ndarray, "batch passages"]
+
+
+def make_batch(
+    config: BatchConfig,
+    decoder: DecoderConfig,
+    tokenizer: PromptTokenizer,
+    template: PromptTemplate,
+    questions: Sequence[RetrievedQuestion],
+    *,
+    answers: bool,
+) -> Batch:
+    """Questions as arrays, with the first of their answers for training or without.
+
+    Passages beyond `config.passages` are left out, the last in the ranking first. A question
+    without passages is asked after the instruction alone.
+
+    Args:
+        config: sizes.
+        decoder: of the frozen model, which has to have room for all.
+        tokenizer: of the frozen model, from `split_tokenizer`.
+        template: the wording.
+        questions: at least one.
+        answers: whether rows go on with an answer; for training on it.
+
+    Raises:
+        ValueError: a question is longer than `config.question_tokens`, a prompt longer than the
+            model's context, or there are no questions; the message has the question's id.
+    """
+    if not questions:
+        raise ValueError("there are no questions")
+    longest = config.evidence_tokens + config.question_tokens + config.answer_tokens
+    if longest > decoder.context:
+        raise ValueError(
+            f"evidence, question and answer take up to {longest} tokens, but the model's context "
+            f"is {decoder.context}: pass a smaller evidence_tokens"
+        )
+    rows = config.question_tokens + (config.answer_tokens if answers else 0)
+    count = len(questions)
+    batch = Batch(
+        evidence_tokens=np.zeros((count, config.evidence_tokens), np.int32),
+        evidence_positions=np.full((count, config.evidence_tokens), -1, np.int32),
+        passage_of=np.full((count, config.evidence_tokens), -1, np.int32),
+        tokens=np.zeros((count, rows), np.int32),
+        positions=np.full((count, rows), -1, np.int32),
+        is_question=np.zeros((count, rows), bool),
+        is_answer=np.zeros((count, rows), bool),
+        traits=np.zeros((count, config.passages, 2), np.float32),
+        present=np.zeros((count, config.passages), bool),
+    )
+    scores = np.zeros((count, config.passages))
+    for row, asked in enumerate(questions):
+        prompt = _prompt(config, tokenizer, template, asked)
+        _fill_evidence(batch, row, prompt)
+        batch.present[row, : len(prompt.passages)] = True
+        scores[row, : len(prompt.passages)] = asked.scores[: len(prompt.passages)]
+        start, first = len(prompt.evidence_tokens), prompt.question_tokens
+        if len(first) > config.question_tokens:
+            raise ValueError(
+                f"question {asked.question.id} takes {len(first)} tokens, question_tokens is "
+                f"{config.question_tokens}"
+            )
+        tokens = [first]
+        if answers:
+            tokens.append(_answer(config, decoder, tokenizer, asked.question.answers[0]))
+        filled = np.concatenate(tokens)
+        batch.tokens[row, : len(filled)] = filled
+        batch.positions[row, : len(filled)] = start + np.arange(len(filled))
+        batch.is_question[row, : len(first)] = True
+        batch.is_answer[row, len(first) : len(filled)] = True
+    return batch._replace(traits=retriever_traits(scores, batch.present))
+
+
+def _prompt(
+    config: BatchConfig,
+    tokenizer: PromptTokenizer,
+    template: PromptTemplate,
+    asked: RetrievedQuestion,
+) -> Prompt:
+    question = make_prompt(
+        tokenizer, template, (), asked.question.question,
+        max_tokens=config.evidence_tokens + config.question_tokens,
+        min_passage_tokens=config.min_passage_tokens,
+    )  # fmt: skip
+    return make_prompt(
+        tokenizer, template, asked.passages[: config.passages], asked.question.question,
+        max_tokens=config.evidence_tokens + len(question.question_tokens),
+        min_passage_tokens=config.min_passage_tokens,
+    )  # fmt: skip
+
+
+def _fill_evidence(batch: Batch, row: int, prompt: Prompt) -> None:
+    """Writes instruction and passages into a row of a batch."""
+    tokens = prompt.evidence_tokens
+    batch.evidence_tokens[row, : len(tokens)] = tokens
+    batch.evidence_positions[row, : len(tokens)] = np.arange(len(tokens))
+    for number, (start, stop) in enumerate(prompt.passage_spans):
+        batch.passage_of[row, start:stop] = number
+
+
+def _answer(
+    config: BatchConfig, decoder: DecoderConfig, tokenizer: PromptTokenizer, answer: str
+) -> Int[np.ndarray, " tokens"]:
+    """The tokens of an answer and of its end; a long answer is cut, and then has no end."""
+    found = tokenizer.plain.encode(f" {answer}", add_special_tokens=False).ids
+    return np.asarray([*found, *decoder.eos_token_ids[:1]][: config.answer_tokens], np.int32)

@@ -1,0 +1,180 @@
+"""The frozen model cut where the method needs it: lower layers once, upper layers with an edit.
+
+Nothing below the interface depends on its state, and evidence rows do not either. So a question is
+read once; learning and test-time adaptation run the upper layers' question and answer rows alone.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from icorag_jax.checkpoint import Parameters
+from icorag_jax.lm.config import DecoderConfig
+from icorag_jax.lm.decoder import (
+    Cache,
+    embed,
+    empty_cache,
+    logits,
+    normalize_states,
+    run_layers,
+)
+from icorag_jax.lm.evidence import prefill
+from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
+from icorag_jax.rag.batches import Batch
+from icorag_jax.rag.context import Context
+
+
+class Reading(NamedTuple):
+    """What a frozen model has read of a batch, up to the interface's first layer.
+
+    Attributes:
+        context: what interface and updater see.
+        evidence: keys and values of the upper layers.
+        tokens: of question and answer rows.
+        positions: -1 at padding.
+        is_answer: rows of the answer.
+    """
+
+    context: Context
+    evidence: Evidence
+    tokens: Int[Array, "batch tokens"]
+    positions: Int[Array, "batch tokens"]
+    is_answer: Bool[Array, "batch tokens"]
+
+
+def upper_decoder(
+    decoder: DecoderConfig, parameters: Parameters, layer: int
+) -> tuple[DecoderConfig, Parameters]:
+    """The layers from `layer` on as a decoder of its own, layers stacked or unstacked."""
+    config = dataclasses.replace(
+        decoder,
+        num_hidden_layers=decoder.num_hidden_layers - layer,
+        windows=decoder.windows[layer:],
+    )
+    layers = parameters["layers"]
+    if isinstance(layers, list):
+        return config, {**parameters, "layers": layers[layer:]}
+    return config, {**parameters, "layers": jax.tree.map(lambda leaf: leaf[layer:], layers)}
+
+
+def read_lower(
+    decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int, slots: int
+) -> tuple[Evidence, Context, Cache]:
+    """Runs evidence through all layers, and question rows through those below the interface.
+
+    Args:
+        decoder: of the frozen model.
+        parameters: its parameters.
+        batch: what is read.
+        layer: the interface's first layer.
+        slots: room of the cache of question rows.
+    """
+    evidence, output = prefill(
+        decoder, parameters, batch.evidence_tokens, batch.evidence_positions, batch.passage_of,
+        interface_layer=layer,
+    )  # fmt: skip
+    states = embed(parameters, batch.tokens)
+    cache = empty_cache(decoder, batch.tokens.shape[0], slots, states.dtype)
+    states, cache = run_layers(
+        decoder, parameters, states, batch.positions, cache, evidence, layers=range(layer)
+    )
+    context = Context(
+        evidence_states=output.features,
+        passage_of=jnp.asarray(batch.passage_of),
+        question_states=states,
+        is_question=jnp.asarray(batch.is_question),
+        traits=jnp.asarray(batch.traits),
+        present=jnp.asarray(batch.present),
+    )
+    return evidence, context, cache
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "layer"))
+def read(decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int) -> Reading:
+    """What learning and adaptation go on from; forward only."""
+    evidence, context, _ = read_lower(
+        decoder, parameters, batch, layer=layer, slots=batch.tokens.shape[1]
+    )
+    upper = evidence._replace(keys=evidence.keys[layer:], values=evidence.values[layer:])
+    return Reading(
+        context,
+        upper,
+        jnp.asarray(batch.tokens),
+        jnp.asarray(batch.positions),
+        jnp.asarray(batch.is_answer),
+    )
+
+
+def upper_states(
+    upper: DecoderConfig,
+    parameters: Parameters,
+    reading: Reading,
+    edit: EvidenceEdit | None,
+    *,
+    chunk: int | None = None,
+) -> Float[Array, "batch tokens width"]:
+    """Final states of question and answer rows, seen through an edit.
+
+    Args:
+        upper: from `upper_decoder`.
+        parameters: from `upper_decoder`.
+        reading: of a batch.
+        edit: how evidence is seen; None is the frozen model.
+        chunk: evidence rows at a time, see `icorag_jax.lm.evidence_attention`.
+    """
+    states = reading.context.question_states
+    batch, rows, _ = states.shape
+    cache = empty_cache(upper, batch, rows, states.dtype)
+    if edit is not None:
+        edit = jax.tree.map(lambda leaf: leaf.astype(states.dtype), edit)
+    states, _ = run_layers(
+        upper, parameters, states, reading.positions, cache, reading.evidence, edit,
+        layers=range(upper.num_hidden_layers), chunk=chunk,
+    )  # fmt: skip
+    return normalize_states(upper, parameters, states)
+
+
+def token_losses(
+    upper: DecoderConfig,
+    parameters: Parameters,
+    states: Float[Array, "batch tokens width"],
+    tokens: Int[Array, "batch tokens"],
+) -> tuple[Float[Array, "batch following"], Bool[Array, "batch following"]]:
+    """Cross entropy of each token but the first, and whether it was the likeliest."""
+    found = logits(upper, parameters, states[:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(found, tokens[:, 1:])
+    return losses, jnp.argmax(found, axis=-1) == tokens[:, 1:]
+
+
+def mean_where(
+    values: Float[Array, "batch tokens"], where: Bool[Array, "batch tokens"]
+) -> Float[Array, "batch"]:
+    """The mean of each row over some of its entries, 0 where there are none."""
+    return jnp.sum(jnp.where(where, values, 0), axis=1) / jnp.maximum(where.sum(axis=1), 1)
+
+
+def take_readings(readings: Reading, rows: np.ndarray) -> Reading:
+    """Some rows of readings kept on the host."""
+
+    def take(leaf: np.ndarray, axis: int = 0) -> np.ndarray:
+        return np.take(leaf, rows, axis=axis)
+
+    evidence = readings.evidence
+    return Reading(
+        context=jax.tree.map(take, readings.context),
+        evidence=Evidence(
+            keys=take(evidence.keys, 1),
+            values=take(evidence.values, 1),
+            positions=take(evidence.positions),
+            passages=take(evidence.passages),
+        ),
+        tokens=take(readings.tokens),
+        positions=take(readings.positions),
+        is_answer=take(readings.is_answer),
+    )

@@ -1,0 +1,104 @@
+"""The methods that change how a frozen model sees evidence, by one module.
+
+| kind      | state of the interface                                                     |
+| --------- | -------------------------------------------------------------------------- |
+| `shared`  | one for all questions                                                      |
+| `updater` | the shared one, changed by a read of the question's passages               |
+| `blind`   | the shared one, changed by a read of learned vectors: as many parameters   |
+|           | as `updater`, and an update that is the same for all questions             |
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from icorag_jax.lm.config import DecoderConfig
+from icorag_jax.lm.evidence_attention import EvidenceEdit
+from icorag_jax.rag.context import Context
+from icorag_jax.rag.interface import Features, Interface, InterfaceConfig, InterfaceState
+from icorag_jax.rag.updater import Updater, UpdaterConfig
+
+Kind = Literal["shared", "updater", "blind"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """A method.
+
+    Attributes:
+        kind: which.
+        interface: sizes of the interface.
+        updater: how the updater reads.
+        passages: of a question, at most.
+    """
+
+    kind: Kind
+    interface: InterfaceConfig
+    updater: UpdaterConfig
+    passages: int
+
+
+class Method(nn.Module):
+    """How a frozen model is made to see evidence.
+
+    Attributes:
+        config: the method.
+        decoder: of the frozen model.
+    """
+
+    config: MethodConfig
+    decoder: DecoderConfig
+
+    def setup(self):
+        """Names the parts."""
+        config = self.config
+        self.interface = Interface(config.interface, self.decoder)
+        if config.kind != "shared":
+            slots = config.passages if config.kind == "blind" else None
+            self.updater = Updater(config.updater, config.interface, slots)
+
+    def __call__(self, context: Context) -> EvidenceEdit:
+        """How rows of questions and answers see evidence, float32."""
+        features, state = self.state(context)
+        return self.edit(features, state)
+
+    def state(self, context: Context) -> tuple[Features, InterfaceState]:
+        """The interface's features, and its state for each question."""
+        features = self.interface.features(context)
+        state = self.interface.shared_state(context.present.shape[0])
+        if self.config.kind != "shared":
+            state = self.updater(context, features, state)
+        return features, state
+
+    def edit(self, features: Features, state: InterfaceState) -> EvidenceEdit:
+        """The edit that a state comes to."""
+        return self.interface.edit(features, state)
+
+
+def init_method(config: MethodConfig, decoder: DecoderConfig, key: Any) -> Any:
+    """Parameters with which the model is the frozen model, bit for bit, float32."""
+    width, passages = decoder.hidden_size, config.passages
+    context = Context(
+        evidence_states=jnp.zeros((1, 1, width)),
+        passage_of=jnp.zeros((1, 1), jnp.int32),
+        question_states=jnp.zeros((1, 1, width)),
+        is_question=jnp.ones((1, 1), bool),
+        traits=jnp.zeros((1, passages, 2)),
+        present=jnp.ones((1, passages), bool),
+    )
+    return Method(config, decoder).init(key, context)["params"]
+
+
+def predict_edit(
+    config: MethodConfig, decoder: DecoderConfig, parameters: Any, context: Context
+) -> EvidenceEdit:
+    """How rows of questions and answers see evidence: one forward pass, no gradient."""
+    return Method(config, decoder).apply({"params": parameters}, context)
+
+
+def count_parameters(parameters: Any) -> int:
+    """Numbers in all arrays of a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters))
