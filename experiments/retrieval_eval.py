@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -28,19 +27,22 @@ from experiments.support.retrieval_measures import (
     found_passages,
     recall_table,
 )
+from experiments.support.retrievers import (
+    SingleRetriever,
+    make_retriever,
+    read_encoder,
+    read_sample,
+)
 from experiments.support.run_folder import Run, RunFolderError, open_run
-from icorag_jax.data.folders import find_corpus, find_splits, read_corpus, read_questions
+from icorag_jax.data.folders import find_corpus, find_splits, read_corpus
 from icorag_jax.data.records import CorpusPassage, Question
-from icorag_jax.retrieval.bm25 import Bm25
-from icorag_jax.retrieval.dense import Dense
-from icorag_jax.retrieval.embeddings import Embedding
-from icorag_jax.retrieval.encoder import SentenceEncoder, find_default_encoder, load_encoder
+from icorag_jax.retrieval.encoder import SentenceEncoder
 from icorag_jax.retrieval.encoder_files import Prompts
 from icorag_jax.retrieval.hybrid import Fusion, HybridIndex
 from icorag_jax.retrieval.retriever import Index, corpus_fingerprint
 
 RetrieverName = Literal["bm25", "dense", "hybrid"]
-_PARTS: tuple[RetrieverName, ...] = ("bm25", "dense")  # of the hybrid
+_PARTS: tuple[SingleRetriever, ...] = ("bm25", "dense")  # of the hybrid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +102,16 @@ def main(config: Config) -> None:
     """
     _check(config)
     corpora = find_benchmarks(config.data, config.split, config.benchmarks)
-    questions = {name: read_sample(config, name) for name in corpora}
+    questions = {
+        name: read_sample(config.data / name, config.split, config.questions, config.seed)
+        for name in corpora
+    }
     # All of them now: what is malformed is found before anything is written.
     passages = {
         name: list(read_corpus(find_corpus(config.data, name)))
         for name in dict.fromkeys(corpora.values())
     }
-    encoder = read_encoder(config) if {"dense", "hybrid"} & set(config.retrievers) else None
+    encoder = _encoder(config) if {"dense", "hybrid"} & set(config.retrievers) else None
     inputs = describe_inputs(config, passages, list(questions), encoder)
     with (
         open_run(config.out, "retrieval_eval", config, resume=config.resume) as run,
@@ -201,14 +206,10 @@ class Indexes:
     def _make(self, retriever: RetrieverName) -> Index:
         if retriever == "hybrid":
             return HybridIndex(tuple(self.get(part) for part in _PARTS), Fusion())
-        if retriever == "bm25":
-            return Bm25(cache=self._cache).index(self.corpus)
-        assert self._encoder is not None  # read where dense retrieval is asked for
-        embedding = Embedding(
-            self._encoder, self._config.max_length, self._config.batch_size,
-            shard_passages=1024, cache=self._cache, progress=True,
-        )  # fmt: skip
-        return Dense(embedding).index(self.corpus)
+        made = make_retriever(
+            retriever, self._encoder, self._config.max_length, self._config.batch_size, self._cache
+        )
+        return made.index(self.corpus)
 
 
 def build_cost(run: Run, corpus: str, indexes: Indexes, retriever: RetrieverName) -> pd.DataFrame:
@@ -218,16 +219,6 @@ def build_cost(run: Run, corpus: str, indexes: Indexes, retriever: RetrieverName
         return parts.groupby("passages").agg("sum").reset_index()
     build = functools.partial(indexes.build_cost, retriever)
     return run.cell(f"build_{corpus}_{retriever}", build)
-
-
-def read_sample(config: Config, benchmark: str) -> list[Question]:
-    """The questions of a benchmark, or a draw of them, in the file's order."""
-    questions = list(read_questions(find_splits(config.data / benchmark)[config.split]))
-    if config.questions is None or config.questions >= len(questions):
-        return questions
-    rng = np.random.default_rng(config.seed)
-    chosen = rng.choice(len(questions), config.questions, replace=False)
-    return [questions[index] for index in np.sort(chosen)]
 
 
 def describe_inputs(
@@ -265,17 +256,9 @@ def check_inputs(there: pd.DataFrame, now: pd.DataFrame) -> None:
         )
 
 
-def read_encoder(config: Config) -> SentenceEncoder:
-    """The encoder of dense retrieval."""
+def _encoder(config: Config) -> SentenceEncoder:
     prompts = Prompts(config.query_prompt, config.passage_prompt)
-    source = config.encoder or find_default_encoder()
-    encoder = load_encoder(source, prompts if prompts != Prompts() else None)
-    if config.max_length > encoder.config.max_position_embeddings:
-        raise ValueError(
-            f"max_length must be at most {encoder.config.max_position_embeddings}, the positions "
-            f"of {source}, got {config.max_length}"
-        )
-    return encoder
+    return read_encoder(config.encoder, prompts, config.max_length)
 
 
 def _depth(config: Config) -> int:

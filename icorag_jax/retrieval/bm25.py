@@ -69,7 +69,7 @@ class Bm25:
         if self.cache is None:
             arrays, vocabulary = self._count(corpus)
         else:
-            folder = self.cache / self._fingerprint(corpus)
+            folder = self.cache / self.fingerprint(corpus)
             with cache.building(folder):
                 paths = [folder / f"{name}.npy" for name in _ARRAYS]
                 if not all(map(cache.is_intact, [*paths, folder / _VOCABULARY])):
@@ -109,7 +109,8 @@ class Bm25:
             cache.store_array(folder / f"{name}.npy", array)
         cache.store(folder / _VOCABULARY, json.dumps(vocabulary).encode())
 
-    def _fingerprint(self, corpus: Sequence[CorpusPassage]) -> str:
+    def fingerprint(self, corpus: Sequence[CorpusPassage]) -> str:
+        """What the index of a corpus depends on, in one word."""
         settings = dataclasses.asdict(dataclasses.replace(self, cache=None))
         libraries = {"bm25s": _bm25s().__version__, "stemmer": Stemmer.version()}
         parts = {"index": "bm25", "format": _FORMAT, "corpus": corpus_fingerprint(corpus)}

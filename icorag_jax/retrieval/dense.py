@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from icorag_jax.data.records import CorpusPassage
-from icorag_jax.retrieval import exact_search
+from icorag_jax.retrieval import cache, exact_search
 from icorag_jax.retrieval.embeddings import Embedding
 from icorag_jax.retrieval.exact_search import PlacedEmbeddings, Precision
 from icorag_jax.retrieval.retriever import SearchResults
@@ -47,6 +47,11 @@ class Dense:
             precision=self.precision,
         )  # fmt: skip
         return DenseIndex(self, placed, embeddings.computed)
+
+    def fingerprint(self, corpus: Sequence[CorpusPassage]) -> str:
+        """What the results of searches in a corpus depend on, in one word."""
+        parts = {"embeddings": self.embedding.fingerprint(corpus), "precision": self.precision}
+        return cache.fingerprint({"index": "dense", **parts})
 
 
 @dataclasses.dataclass(frozen=True)

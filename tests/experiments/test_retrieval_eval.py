@@ -13,6 +13,7 @@ import pytest
 
 from experiments import retrieval_eval
 from experiments.retrieval_eval import Config
+from experiments.support import retrievers
 from experiments.support.command import run_command
 from experiments.support.retrieval_measures import (
     compare_retrievers,
@@ -170,7 +171,7 @@ class TestCommand:
                 retrieval_eval.check_inputs(there, other)
 
     def test_some_of_it(self, data, tmp_path, monkeypatch):
-        monkeypatch.setattr(retrieval_eval, "find_default_encoder", lambda: 1 / 0)  # not needed
+        monkeypatch.setattr(retrievers, "find_default_encoder", lambda: 1 / 0)  # not needed
         args = ["--data", str(data), "--out", str(tmp_path / "run"), "--retrievers", "bm25"]
         args += ["--benchmarks", "more", "--questions", "1", "--ks", "5", "--bootstrap", "10"]
         run_command(retrieval_eval.main, Config, retrieval_eval.PRESETS, args)

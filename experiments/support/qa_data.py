@@ -1,0 +1,211 @@
+"""Questions to train on and to evaluate on, with the passages that a retriever finds for them.
+
+From the generated world, by family, or from a local folder of benchmarks (`docs/data.md`). What is
+found depends on the settings alone, and is kept on disk: another run on the same questions neither
+indexes nor searches again.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from experiments.support.retrieval_measures import find_benchmarks
+from experiments.support.retrievers import (
+    SingleRetriever,
+    make_retriever,
+    read_encoder,
+    read_sample,
+    search_stored,
+)
+from icorag_jax.data.folders import find_corpus, find_splits, read_corpus
+from icorag_jax.data.records import CorpusPassage, Question
+from icorag_jax.data.world import FAMILIES, WorldConfig, corpus_of, generate_questions
+from icorag_jax.retrieval.bm25 import Bm25
+from icorag_jax.retrieval.dense import Dense
+from icorag_jax.retrieval.encoder_files import Prompts
+from icorag_jax.retrieval.retrieved import RetrievedQuestion, pair
+
+EvaluationSplit = Literal["dev", "test"]
+Questions = Mapping[str, tuple[RetrievedQuestion, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class QaData:
+    """Which questions, and how their passages are found.
+
+    Attributes:
+        data: `world`, or a folder of benchmarks and corpora.
+        benchmarks: which of the folder's, or none for all that have the evaluation split; of the
+            world, which families.
+        train_questions: how many of each benchmark to train on, or all if there are fewer; 0 for
+            none.
+        evaluation_questions: how many of each benchmark to evaluate on, or all if there are fewer.
+        evaluation_split: dev or test.
+        seed: of the draws of questions from a folder.
+        train_seed: of the world to train on.
+        evaluation_seed: of the world to evaluate on.
+        retriever: bm25 or dense.
+        passages: to a question, at most.
+        encoder: folder or hub id of the dense retriever's encoder; by default the installed one.
+        query_prompt: what it wants before a query, if its files do not say.
+        passage_prompt: what it wants before a passage, if its files do not say.
+        max_length: tokens a passage is cut to; the world's have about 40.
+        batch_size: texts embedded at once.
+    """
+
+    data: Literal["world"] | Path = "world"
+    benchmarks: tuple[str, ...] = ()
+    train_questions: int = 1000
+    evaluation_questions: int = 300
+    evaluation_split: EvaluationSplit = "dev"
+    seed: int = 0
+    train_seed: int = 0
+    evaluation_seed: int = 1
+    retriever: SingleRetriever = "bm25"
+    passages: int = 10
+    encoder: str | None = None
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    max_length: int = 256
+    batch_size: int = 32
+
+    def __post_init__(self):
+        """Checks names and ranges.
+
+        Raises:
+            ValueError: names the setting that is not right.
+        """
+        for name, choices in (
+            ("retriever", get_args(SingleRetriever)),
+            ("evaluation_split", get_args(EvaluationSplit)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        for name, least in (
+            ("train_questions", 0),
+            ("evaluation_questions", 1),
+            ("seed", 0),
+            ("train_seed", 0),
+            ("evaluation_seed", 0),
+            ("passages", 1),
+            ("max_length", 1),
+            ("batch_size", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if len(set(self.benchmarks)) < len(self.benchmarks):
+            raise ValueError(f"benchmarks must be named once each, got {self.benchmarks}")
+        unknown = [name for name in self.benchmarks if name not in FAMILIES]
+        if self.data == "world" and unknown:
+            raise ValueError(
+                f"benchmarks of the world must be among its families, {', '.join(FAMILIES)}, "
+                f"got {unknown[0]!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionSets:
+    """Questions by benchmark, or by family of the world.
+
+    Attributes:
+        train: to train on; a held-out benchmark, which has no training questions, is not there.
+        evaluation: to evaluate on; every benchmark has some.
+    """
+
+    train: Questions
+    evaluation: Questions
+
+
+def load_questions(settings: QaData, cache: Path) -> QuestionSets:
+    """The questions with their passages, from the cache as far as they are there.
+
+    The world's questions are searched for in the passages of all questions of their set, those of
+    a folder in the whole corpus of their benchmark.
+
+    Args:
+        settings: which, and how they are found.
+        cache: folder to keep indexes and results of searches in.
+
+    Raises:
+        ValueError: data or an encoder that are not right, or a world too large for its names.
+        OSError: the cache cannot be written.
+    """
+    retriever = _retriever(settings, cache)
+    if settings.data == "world":
+        return _load_world(settings, retriever, cache)
+    return _load_folder(settings, Path(settings.data), retriever, cache)
+
+
+def _load_world(settings: QaData, retriever: Bm25 | Dense, cache: Path) -> QuestionSets:
+    families = tuple(
+        family for family in FAMILIES if not settings.benchmarks or family in settings.benchmarks
+    )
+
+    def load(config: WorldConfig, split: Literal["train", "dev", "test"]) -> Questions:
+        questions = list(generate_questions(config, split))
+        corpus = list(corpus_of(questions))
+        found = _retrieve(settings, retriever, corpus, questions, cache)
+        return {
+            family: tuple(each for each in found if each.question.type == family)
+            for family in families
+        }
+
+    train = {}
+    if settings.train_questions:
+        seed, size = settings.train_seed, settings.train_questions
+        train = load(WorldConfig(seed, size=size, held_out=0, families=families), "train")
+    seed, size = settings.evaluation_seed, settings.evaluation_questions
+    world = WorldConfig(seed, size=0, held_out=size, families=families)
+    return QuestionSets(train, load(world, settings.evaluation_split))
+
+
+def _load_folder(
+    settings: QaData, folder: Path, retriever: Bm25 | Dense, cache: Path
+) -> QuestionSets:
+    corpora = find_benchmarks(folder, settings.evaluation_split, settings.benchmarks)
+    # All of them now: what is malformed is found before anything is indexed.
+    questions = {}
+    for name in corpora:
+        for split, count in (
+            ("train", settings.train_questions),
+            (settings.evaluation_split, settings.evaluation_questions),
+        ):
+            if count and split in find_splits(folder / name):
+                sample = read_sample(folder / name, split, count, settings.seed)
+                questions[name, split] = sample
+    found = {}
+    for corpus_name in dict.fromkeys(corpora.values()):
+        corpus = list(read_corpus(find_corpus(folder, corpus_name)))
+        for (name, split), asked in questions.items():
+            if corpora[name] == corpus_name:
+                found[name, split] = tuple(_retrieve(settings, retriever, corpus, asked, cache))
+    train, evaluation = (
+        {name: found[name, split] for name in corpora if (name, split) in found}
+        for split in ("train", settings.evaluation_split)
+    )
+    return QuestionSets(train, evaluation)
+
+
+def _retriever(settings: QaData, cache: Path) -> Bm25 | Dense:
+    encoder = None
+    if settings.retriever == "dense":
+        prompts = Prompts(settings.query_prompt, settings.passage_prompt)
+        encoder = read_encoder(settings.encoder, prompts, settings.max_length)
+    return make_retriever(
+        settings.retriever, encoder, settings.max_length, settings.batch_size, cache
+    )
+
+
+def _retrieve(
+    settings: QaData,
+    retriever: Bm25 | Dense,
+    corpus: Sequence[CorpusPassage],
+    questions: Sequence[Question],
+    cache: Path,
+) -> list[RetrievedQuestion]:
+    texts = [question.question for question in questions]
+    results = search_stored(retriever, corpus, texts, settings.passages, cache)
+    return pair(questions, corpus, results)
