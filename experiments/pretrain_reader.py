@@ -73,11 +73,11 @@ class Config:
     width: int = 256
     layers: int = 6
     mlp: int = 640
-    stage_steps: tuple[int, ...] = (600, 700, 600, 600)
-    learning_rate: float = 5e-3
+    stage_steps: tuple[int, ...] = (150, 300, 400, 400)
+    learning_rate: float = 1e-2
     warmup_steps: int = 100
     decay_share: float = 0.25
-    checkpoint_every: int = 100
+    checkpoint_every: int = 25
 
     def __post_init__(self):
         """Checks the stages."""

@@ -111,7 +111,7 @@ def init_reader(config: DecoderConfig, key: PRNGKeyArray) -> Parameters:
     output[0, 0, 0] = _SCALE * before.T
     output[0, 0, 1] = _SCALE * basis[:, 2 * d : 3 * d].T
     matched = np.zeros((d, d))
-    matched[np.arange(len(slow)), slow] = 3 * _SHARP
+    matched[np.arange(len(slow)), slow] = 1.6 * _SHARP
     key_[1, :, 0] = before @ matched
     query[1, :, 0] = (of_token @ matched)[:, None]
     query[1, :, 1] = key_[1, :, 1][:, None]

@@ -129,7 +129,5 @@ def apply_value_edit(
     change = jnp.einsum("lbsw,lbwr,lbrv->lbsv", rows, edit.value_down, edit.value_up)
     change = jnp.where((evidence.passages >= 0)[None, :, :, None], change, 0)
     edited = values + change.reshape(values.shape)
-    none = edit._replace(
-        value_down=edit.value_down[..., :0], value_up=edit.value_up[:, :, :0]
-    )
+    none = edit._replace(value_down=edit.value_down[..., :0], value_up=edit.value_up[:, :, :0])
     return evidence._replace(values=evidence.values.at[layer:].set(edited)), none

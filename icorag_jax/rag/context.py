@@ -82,9 +82,7 @@ def without_passages(context: Context) -> Context:
     )
 
 
-def with_random_passages(
-    context: Context, noise: Float[Array, "batch evidence width"]
-) -> Context:
+def with_random_passages(context: Context, noise: Float[Array, "batch evidence width"]) -> Context:
     """The same with states of noise, as large as those of the evidence were.
 
     Args:

@@ -114,9 +114,7 @@ class Pool(nn.Module):
             (self.pools, width, self.features),
         )
         normal = normalize(states.astype(jnp.float32))
-        scores = jnp.where(
-            owner[..., None], (normal @ score)[:, None], jnp.finfo(jnp.float32).min
-        )
+        scores = jnp.where(owner[..., None], (normal @ score)[:, None], jnp.finfo(jnp.float32).min)
         weights = jnp.where(owner[..., None], jax.nn.softmax(scores, axis=2), 0)
         pooled = jnp.einsum("bctk,btw->bckw", weights, normal)
         found = jnp.einsum("bckw,kwf->bckf", pooled, project)

@@ -155,9 +155,7 @@ def learning_step(
     )
     norm = optax.tree.norm(slopes)
     updates, optimizer = make_optimizer(config).update(slopes, state.optimizer, state.parameters)
-    new = LearningState(
-        state.step, optax.apply_updates(state.parameters, updates), optimizer
-    )
+    new = LearningState(state.step, optax.apply_updates(state.parameters, updates), optimizer)
     kept = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(norm), a, b), new, state)
     return kept._replace(step=state.step + 1), losses._replace(gradient_norm=norm)
 
