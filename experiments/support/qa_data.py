@@ -20,7 +20,14 @@ from experiments.support.retrievers import (
 )
 from icorag_jax.data.folders import find_corpus, find_splits, read_corpus
 from icorag_jax.data.records import CorpusPassage, Question
-from icorag_jax.data.world import FAMILIES, WorldConfig, corpus_of, generate_questions
+from icorag_jax.data.world import (
+    FAMILIES,
+    Family,
+    Split,
+    WorldConfig,
+    corpus_of,
+    generate_questions,
+)
 from icorag_jax.retrieval.bm25 import Bm25
 from icorag_jax.retrieval.dense import Dense
 from icorag_jax.retrieval.encoder_files import Prompts
@@ -140,11 +147,11 @@ def load_questions(settings: QaData, cache: Path) -> QuestionSets:
 
 
 def _load_world(settings: QaData, retriever: Bm25 | Dense, cache: Path) -> QuestionSets:
-    families = tuple(
+    families: tuple[Family, ...] = tuple(
         family for family in FAMILIES if not settings.benchmarks or family in settings.benchmarks
     )
 
-    def load(config: WorldConfig, split: Literal["train", "dev", "test"]) -> Questions:
+    def load(config: WorldConfig, split: Split) -> Questions:
         questions = list(generate_questions(config, split))
         corpus = list(corpus_of(questions))
         found = _retrieve(settings, retriever, corpus, questions, cache)
