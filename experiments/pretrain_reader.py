@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pandas as pd
 import tokenizers
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from experiments.support.command import run_command
@@ -41,7 +42,7 @@ _CURRICULUM = (
     Stage(ReadingConfig(passages=1, facts=2, fillers=0, related=0.5), 0.0, tokens=192, batch=12),
     Stage(ReadingConfig(passages=3, facts=2, fillers=1, related=0.5), 0.0, tokens=256, batch=10),
     Stage(ReadingConfig(passages=6, facts=2, fillers=1, related=0.5), 0.1, tokens=448, batch=8),
-    Stage(ReadingConfig(passages=10, facts=2, fillers=1, related=0.5), 0.2, tokens=640, batch=6),
+    Stage(ReadingConfig(passages=10, facts=2, fillers=1, related=0.5), 0.2, tokens=512, batch=7),
 )
 
 
@@ -59,7 +60,8 @@ class Config:
         layers: of the decoder.
         mlp: features inside an MLP.
         stage_steps: steps of each stage; the last stages are left out where there are fewer.
-        learning_rate: the highest, reached after a warm-up.
+        learning_rate: the highest, reached after a warm-up; it falls with the inverse square root
+            of the step.
         warmup_steps: of it.
         decay_share: share of all steps, at the end, in which the learning rate falls to 0.
         checkpoint_every: steps from one checkpoint to the next.
@@ -73,9 +75,9 @@ class Config:
     width: int = 256
     layers: int = 6
     mlp: int = 640
-    stage_steps: tuple[int, ...] = (150, 300, 400, 400)
+    stage_steps: tuple[int, ...] = (150, 250, 350, 300)
     learning_rate: float = 1e-2
-    warmup_steps: int = 100
+    warmup_steps: int = 50
     decay_share: float = 0.25
     checkpoint_every: int = 25
 
@@ -86,7 +88,7 @@ class Config:
 
 
 PRESETS = {
-    "llama": {"family": "llama", "layers": 6, "mlp": 640},
+    "llama": {"family": "llama", "layers": 6, "mlp": 640, "learning_rate": 6e-3},
     "qwen3": {"family": "qwen3", "layers": 7, "mlp": 512},
 }
 
@@ -134,17 +136,16 @@ def decoder_config(config: Config) -> DecoderConfig:
 
 
 def learning_rate(config: Config) -> optax.Schedule:
-    """Warm-up, a long stretch of one rate, and a fall to 0."""
+    """Warm-up, a fall with the inverse square root of the step, and at last one to 0."""
     steps = sum(config.stage_steps)
     decay = max(int(steps * config.decay_share), 1)
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
-            optax.constant_schedule(config.learning_rate),
-            optax.linear_schedule(config.learning_rate, 0.0, decay),
-        ],
-        [config.warmup_steps, max(steps - decay, config.warmup_steps)],
-    )
+
+    def rate(step: Int[Array, ""]) -> Float[Array, ""]:
+        done = (step + 1) / config.warmup_steps
+        rising = jnp.minimum(done, jax.lax.rsqrt(jnp.maximum(done, 1.0)))
+        return config.learning_rate * rising * jnp.clip((steps - step) / decay, 0.0, 1.0)
+
+    return rate
 
 
 def _tokenizer(run: Run, config: Config) -> tokenizers.Tokenizer:

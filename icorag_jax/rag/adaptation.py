@@ -5,7 +5,6 @@ batch are adapted in one program: no term couples them.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, Literal
 
