@@ -1,4 +1,4 @@
-"""Test-time adaptation: gradient steps for each query, the expensive way to what an updater predicts.
+"""Test-time adaptation: gradient steps for each query, the dear way to what an updater predicts.
 
 Each query has a state of the interface of its own, which starts at the shared one. All queries of a
 batch are adapted in one program: no term couples them.
@@ -17,7 +17,7 @@ from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import logits
 from icorag_jax.rag.frozen import Reading, mean_where, token_losses, upper_decoder, upper_states
-from icorag_jax.rag.interface import InterfaceState
+from icorag_jax.rag.interface import Features, InterfaceState
 from icorag_jax.rag.method import Method, MethodConfig
 
 Objective = Literal["question", "cloze", "entropy", "oracle"]
@@ -69,7 +69,7 @@ def adapt(
     parameters: Any,
     reading: Reading,
     objective: Reading,
-) -> tuple[InterfaceState, Float[Array, "steps batch"]]:
+) -> tuple[Features, InterfaceState, Float[Array, "steps batch"]]:
     """A state of the interface for each query, from gradient steps on its objective.
 
     Args:
@@ -83,7 +83,8 @@ def adapt(
             themselves, or for `cloze` of a passage, see `cloze_rows`; for `oracle` with answers.
 
     Returns:
-        The states, and each query's objective before each step.
+        The interface's features, its states after each step (every leaf `[steps, batch, ...]`),
+        and each query's objective before each step.
     """
     module = Method(method, decoder)
     upper, upper_parameters = upper_decoder(decoder, frozen, method.interface.layer)
@@ -140,12 +141,11 @@ def _descend(config: AdaptationConfig, total: Any, start: Any) -> tuple[Any, Any
         state, moments = carry
         slopes, each = jax.grad(total, has_aux=True)(state)
         updates, moments = optimizer.update(slopes, moments, state)
-        return (optax.apply_updates(state, updates), moments), each
+        state = optax.apply_updates(state, updates)
+        return (state, moments), (state, each)
 
-    (state, _), losses = jax.lax.scan(
-        step, (start, optimizer.init(start)), None, length=config.steps
-    )
-    return state, losses
+    _, found = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
+    return found
 
 
 def _objective(

@@ -5,16 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
-from icorag_jax.lm.decoder import normalize_states, run_layers
+from icorag_jax.lm.decoder import Cache, normalize_states, run_layers
 from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 from icorag_jax.lm.generation import continue_rows
+from icorag_jax.rag.adaptation import AdaptationConfig, adapt, slot
 from icorag_jax.rag.batches import Batch
-from icorag_jax.rag.frozen import read_lower
-from icorag_jax.rag.method import MethodConfig, predict_edit
+from icorag_jax.rag.context import Control, control_context
+from icorag_jax.rag.frozen import Reading, read_evidence, read_rows
+from icorag_jax.rag.method import Method, MethodConfig, predict_edit
 
 
 class Answers(NamedTuple):
@@ -32,7 +34,9 @@ class Answers(NamedTuple):
     bias: Float[Array, "batch passages"]
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "method", "layer", "answer_tokens"))
+@functools.partial(
+    jax.jit, static_argnames=("decoder", "method", "layer", "answer_tokens", "control")
+)
 def answer_batch(
     decoder: DecoderConfig,
     parameters: Parameters,
@@ -42,6 +46,8 @@ def answer_batch(
     *,
     layer: int,
     answer_tokens: int,
+    control: Control | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Answers:
     """Reads evidence and question, updates how evidence is seen, and answers greedily.
 
@@ -53,25 +59,87 @@ def answer_batch(
         method_parameters: of the method.
         layer: the interface's first layer.
         answer_tokens: to generate, at most.
+        control: what the updater is fed instead of the passages.
+        key: of the control's noise.
     """
-    slots = batch.tokens.shape[1] + answer_tokens - 1
-    evidence, context, cache = read_lower(decoder, parameters, batch, layer=layer, slots=slots)
+    evidence, states = read_evidence(decoder, parameters, batch, layer=layer)
+    reading, cache = read_rows(
+        decoder, parameters, batch, evidence, states,
+        layer=layer, slots=batch.tokens.shape[1] + answer_tokens - 1,
+    )  # fmt: skip
     edit = None
     if method is not None:
-        edit = predict_edit(method, decoder, method_parameters, context)
+        fed = control and control_context(reading.context, control, key)
+        edit = predict_edit(method, decoder, method_parameters, reading.context, fed)
     return answer_edited(
-        decoder, parameters, batch, evidence, context.question_states, cache, edit,
+        decoder, parameters, reading, evidence, cache, edit,
         layer=layer, answer_tokens=answer_tokens,
+    )  # fmt: skip
+
+
+@functools.partial(
+    jax.jit, static_argnames=("decoder", "method", "adaptation", "layer", "answer_tokens")
+)
+def answer_adapted(
+    decoder: DecoderConfig,
+    parameters: Parameters,
+    batch: Batch,
+    rows: Batch | None,
+    method: MethodConfig | None,
+    method_parameters: Any,
+    adaptation: AdaptationConfig,
+    *,
+    layer: int,
+    answer_tokens: int,
+) -> Answers:
+    """Reads evidence and question, adapts to them by gradient steps, and answers greedily.
+
+    Args:
+        decoder: of the frozen model.
+        parameters: its parameters.
+        batch: questions, without answers.
+        rows: of the objective where they are not the questions': `cloze_rows(batch)` for `cloze`,
+            questions with their answers for `oracle`.
+        method: of kind `shared`, whose state is adapted; None adapts final states (SLOT).
+        method_parameters: of the method.
+        adaptation: how.
+        layer: the interface's first layer.
+        answer_tokens: to generate, at most.
+    """
+    evidence, states = read_evidence(decoder, parameters, batch, layer=layer)
+    reading, cache = read_rows(
+        decoder, parameters, batch, evidence, states,
+        layer=layer, slots=batch.tokens.shape[1] + answer_tokens - 1,
+    )  # fmt: skip
+    edit = delta = None
+    if method is None:
+        trajectory, _ = slot(adaptation, decoder, parameters, reading, layer=layer)
+        delta = trajectory[-1]
+    else:
+        objective = reading
+        if rows is not None:
+            objective, _ = read_rows(
+                decoder, parameters, rows, evidence, states, layer=layer, slots=rows.tokens.shape[1]
+            )
+        features, trajectory, _ = adapt(
+            adaptation, method, decoder, parameters, method_parameters, reading, objective
+        )
+        state = jax.tree.map(lambda leaf: leaf[-1], trajectory)
+        edit = Method(method, decoder).apply(
+            {"params": method_parameters}, features, state, method=Method.edit
+        )
+    return answer_edited(
+        decoder, parameters, reading, evidence, cache, edit,
+        layer=layer, answer_tokens=answer_tokens, delta=delta,
     )  # fmt: skip
 
 
 def answer_edited(
     decoder: DecoderConfig,
     parameters: Parameters,
-    batch: Batch,
+    reading: Reading,
     evidence: Evidence,
-    states: Float[Array, "batch tokens width"],
-    cache: Any,
+    cache: Cache,
     edit: EvidenceEdit | None,
     *,
     layer: int,
@@ -83,25 +151,24 @@ def answer_edited(
     Args:
         decoder: of the frozen model.
         parameters: its parameters.
-        batch: questions, without answers.
+        reading: of questions without answers.
         evidence: of all layers.
-        states: of the question's rows, before the interface's first layer.
-        cache: with these rows' lower layers.
+        cache: with the questions' rows in the lower layers.
         edit: how evidence is seen; None is the frozen model.
         layer: the interface's first layer.
         answer_tokens: to generate, at most.
         delta: added to the final states that tokens are chosen from.
     """
-    bias = jnp.zeros(batch.present.shape, jnp.float32)
+    states, positions = reading.context.question_states, reading.positions
+    bias = jnp.zeros(reading.context.present.shape, jnp.float32)
     if edit is not None:
         bias = edit.logit_bias.mean(axis=(0, 2))
         edit = jax.tree.map(lambda leaf: leaf.astype(states.dtype), edit)
         evidence, edit = apply_value_edit(evidence, edit, layer)
     states, cache = run_layers(
-        decoder, parameters, states, batch.positions, cache, evidence, edit,
+        decoder, parameters, states, positions, cache, evidence, edit,
         layers=range(layer, decoder.num_hidden_layers),
     )  # fmt: skip
-    positions = jnp.asarray(batch.positions)
     cache = cache._replace(
         positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used)),
         used=cache.used + positions.shape[1],

@@ -140,6 +140,28 @@ def make_batch(
     return batch._replace(traits=retriever_traits(scores, batch.present))
 
 
+def cloze_rows(batch: Batch) -> Batch:
+    """The same evidence, followed by its first passage once more in the place of the question.
+
+    Args:
+        batch: questions; one without passages gets rows of padding.
+    """
+    count, width = batch.tokens.shape
+    rows = batch._replace(
+        tokens=np.zeros((count, width), np.int32),
+        positions=np.full((count, width), -1, np.int32),
+        is_question=np.zeros((count, width), bool),
+        is_answer=np.zeros((count, width), bool),
+    )
+    for row in range(count):
+        tokens = batch.evidence_tokens[row][batch.passage_of[row] == 0][:width]
+        start = batch.evidence_positions[row].max() + 1
+        rows.tokens[row, : len(tokens)] = tokens
+        rows.positions[row, : len(tokens)] = start + np.arange(len(tokens))
+        rows.is_question[row, : len(tokens)] = True
+    return rows
+
+
 def _prompt(
     config: BatchConfig,
     tokenizer: PromptTokenizer,

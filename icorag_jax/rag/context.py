@@ -7,14 +7,16 @@ Axes: `evidence` rows of instruction and passages, `tokens` rows of question and
 of a question, `width` features of the residual stream, `traits` what the retriever says.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 # The retriever's score, from its mean and in its deviations over a question's passages; 1 / rank.
 TRAITS = 2
+Control = Literal["shuffled", "random", "empty"]
 
 
 class Context(NamedTuple):
@@ -55,39 +57,29 @@ def retriever_traits(
     return np.stack([score, rank], axis=-1).astype(np.float32)
 
 
-def shuffle_passages(context: Context, order: Int[Array, "batch"]) -> Context:
-    """Each question with another one's passages, as far as interface and updater see them.
-
-    The model itself goes on reading the right ones: a control for updates that pass over their
-    context.
+def control_context(context: Context, control: Control, key: PRNGKeyArray) -> Context:
+    """What an updater is fed in a control; the model itself goes on reading the right passages.
 
     Args:
         context: of a batch.
-        order: whose passages each question gets.
+        control: `shuffled`, each question with the passages of the one before it in the batch;
+            `random`, states of noise as large as those of the evidence; `empty`, no passages.
+        key: of the noise.
     """
-    return context._replace(
-        evidence_states=context.evidence_states[order],
-        passage_of=context.passage_of[order],
-        traits=context.traits[order],
-        present=context.present[order],
-    )
-
-
-def without_passages(context: Context) -> Context:
-    """The same questions with no passage to be seen by interface and updater."""
+    if control == "shuffled":
+        return context._replace(
+            evidence_states=jnp.roll(context.evidence_states, 1, axis=0),
+            passage_of=jnp.roll(context.passage_of, 1, axis=0),
+            traits=jnp.roll(context.traits, 1, axis=0),
+            present=jnp.roll(context.present, 1, axis=0),
+        )
+    if control == "random":
+        states = context.evidence_states
+        noise = jax.random.normal(key, states.shape, states.dtype)
+        scale = jnp.sqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True))
+        return context._replace(evidence_states=noise * scale)
     return context._replace(
         passage_of=jnp.full_like(context.passage_of, -1),
         traits=jnp.zeros_like(context.traits),
         present=jnp.zeros_like(context.present),
     )
-
-
-def with_random_passages(context: Context, noise: Float[Array, "batch evidence width"]) -> Context:
-    """The same with states of noise, as large as those of the evidence were.
-
-    Args:
-        context: of a batch.
-        noise: standard normal numbers.
-    """
-    scale = jnp.sqrt(jnp.mean(jnp.square(context.evidence_states), axis=-1, keepdims=True))
-    return context._replace(evidence_states=noise * scale)

@@ -63,52 +63,67 @@ def upper_decoder(
     return config, {**parameters, "layers": jax.tree.map(lambda leaf: leaf[layer:], layers)}
 
 
-def read_lower(
-    decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int, slots: int
-) -> tuple[Evidence, Context, Cache]:
-    """Runs evidence through all layers, and question rows through those below the interface.
+def read_evidence(
+    decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int
+) -> tuple[Evidence, Float[Array, "batch evidence width"]]:
+    """Evidence of all layers, and its residual stream before the interface's first layer."""
+    evidence, output = prefill(
+        decoder, parameters, batch.evidence_tokens, batch.evidence_positions, batch.passage_of,
+        interface_layer=layer,
+    )  # fmt: skip
+    return evidence, output.features
+
+
+def read_rows(
+    decoder: DecoderConfig,
+    parameters: Parameters,
+    batch: Batch,
+    evidence: Evidence,
+    evidence_states: Float[Array, "batch evidence width"],
+    *,
+    layer: int,
+    slots: int,
+) -> tuple[Reading, Cache]:
+    """Runs question and answer rows through the layers below the interface.
 
     Args:
         decoder: of the frozen model.
         parameters: its parameters.
         batch: what is read.
+        evidence: from `read_evidence`.
+        evidence_states: from `read_evidence`.
         layer: the interface's first layer.
-        slots: room of the cache of question rows.
+        slots: room of the cache of question and answer rows.
     """
-    evidence, output = prefill(
-        decoder, parameters, batch.evidence_tokens, batch.evidence_positions, batch.passage_of,
-        interface_layer=layer,
-    )  # fmt: skip
-    states = embed(parameters, batch.tokens)
+    states = embed(parameters, jnp.asarray(batch.tokens))
+    positions = jnp.asarray(batch.positions)
     cache = empty_cache(decoder, batch.tokens.shape[0], slots, states.dtype)
     states, cache = run_layers(
-        decoder, parameters, states, batch.positions, cache, evidence, layers=range(layer)
+        decoder, parameters, states, positions, cache, evidence, layers=range(layer)
     )
     context = Context(
-        evidence_states=output.features,
+        evidence_states=evidence_states,
         passage_of=jnp.asarray(batch.passage_of),
         question_states=states,
         is_question=jnp.asarray(batch.is_question),
         traits=jnp.asarray(batch.traits),
         present=jnp.asarray(batch.present),
     )
-    return evidence, context, cache
+    upper = evidence._replace(keys=evidence.keys[layer:], values=evidence.values[layer:])
+    reading = Reading(
+        context, upper, jnp.asarray(batch.tokens), positions, jnp.asarray(batch.is_answer)
+    )
+    return reading, cache
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "layer"))
 def read(decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int) -> Reading:
     """What learning and adaptation go on from; forward only."""
-    evidence, context, _ = read_lower(
-        decoder, parameters, batch, layer=layer, slots=batch.tokens.shape[1]
+    evidence, states = read_evidence(decoder, parameters, batch, layer=layer)
+    reading, _ = read_rows(
+        decoder, parameters, batch, evidence, states, layer=layer, slots=batch.tokens.shape[1]
     )
-    upper = evidence._replace(keys=evidence.keys[layer:], values=evidence.values[layer:])
-    return Reading(
-        context,
-        upper,
-        jnp.asarray(batch.tokens),
-        jnp.asarray(batch.positions),
-        jnp.asarray(batch.is_answer),
-    )
+    return reading
 
 
 def upper_states(

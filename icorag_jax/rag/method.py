@@ -14,6 +14,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
@@ -60,17 +61,24 @@ class Method(nn.Module):
             slots = config.passages if config.kind == "blind" else None
             self.updater = Updater(config.updater, config.interface, slots)
 
-    def __call__(self, context: Context) -> EvidenceEdit:
-        """How rows of questions and answers see evidence, float32."""
-        features, state = self.state(context)
+    def __call__(self, context: Context, fed: Context | None = None) -> EvidenceEdit:
+        """How rows of questions and answers see evidence, float32; `fed` as in `state`."""
+        features, state = self.state(context, fed)
         return self.edit(features, state)
 
-    def state(self, context: Context) -> tuple[Features, InterfaceState]:
-        """The interface's features, and its state for each question."""
+    def state(
+        self, context: Context, fed: Context | None = None
+    ) -> tuple[Features, InterfaceState]:
+        """The interface's features, and its state for each question.
+
+        Args:
+            context: of the questions.
+            fed: what the updater is given instead, in controls.
+        """
         features = self.interface.features(context)
         state = self.interface.shared_state(context.present.shape[0])
         if self.config.kind != "shared":
-            state = self.updater(context, features, state)
+            state = self.updater(context if fed is None else fed, features, state)
         return features, state
 
     def edit(self, features: Features, state: InterfaceState) -> EvidenceEdit:
@@ -93,10 +101,25 @@ def init_method(config: MethodConfig, decoder: DecoderConfig, key: Any) -> Any:
 
 
 def predict_edit(
-    config: MethodConfig, decoder: DecoderConfig, parameters: Any, context: Context
+    config: MethodConfig,
+    decoder: DecoderConfig,
+    parameters: Any,
+    context: Context,
+    fed: Context | None = None,
 ) -> EvidenceEdit:
     """How rows of questions and answers see evidence: one forward pass, no gradient."""
-    return Method(config, decoder).apply({"params": parameters}, context)
+    return Method(config, decoder).apply({"params": parameters}, context, fed)
+
+
+def predict_change(
+    config: MethodConfig, decoder: DecoderConfig, parameters: Any, context: Context
+) -> Float[Array, "batch numbers"]:
+    """What the updater adds to the shared state of each question, as one vector."""
+    module = Method(config, decoder)
+    _, state = module.apply({"params": parameters}, context, method=Method.state)
+    shared = parameters["interface"]
+    change = [state.bias - shared["bias"], state.value - shared["value"]]
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in change], axis=1)
 
 
 def count_parameters(parameters: Any) -> int:

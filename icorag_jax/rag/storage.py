@@ -1,4 +1,4 @@
-"""A trained method as a folder: its parameters, what it is, and which backbone it was trained for."""
+"""A trained method as a folder: its parameters, its settings, and the backbone that it is for."""
 
 import dataclasses
 import hashlib

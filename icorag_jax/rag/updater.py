@@ -95,7 +95,8 @@ class Updater(nn.Module):
         change = jax.tree.map(jnp.zeros_like, state)
         for step_size in step_sizes:
             scores = passage_scores(read, confidence[None] + change.bias)
-            weights = jax.nn.softmax(jnp.where(present, scores, -jnp.inf), axis=-1, where=present)
+            shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
+            weights = jnp.where(present, jax.nn.softmax(shown, axis=-1), 0)
             asked = jnp.concatenate([step_size[0] * values, step_size[1] * value_values], axis=-1)
             step = jax.vmap(read_step, in_axes=(None, 0, 0, 0, 0))(
                 blocks, jnp.concatenate([keys, value_keys], axis=-1), asked, weights, present
