@@ -18,7 +18,7 @@ from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import logits
 from icorag_jax.rag.frozen import Reading, mean_where, token_losses, upper_decoder, upper_states
 from icorag_jax.rag.interface import Features, InterfaceState
-from icorag_jax.rag.method import Method, MethodConfig
+from icorag_jax.rag.method import Method, MethodConfig, state_edit
 
 Objective = Literal["question", "cloze", "entropy", "oracle"]
 # What needs no answer to the question.
@@ -91,7 +91,7 @@ def adapt(
     features, start = module.apply({"params": parameters}, reading.context, method=Method.state)
 
     def total(state: InterfaceState) -> tuple[Float[Array, ""], Float[Array, "batch"]]:
-        edit = module.apply({"params": parameters}, features, state, method=Method.edit)
+        edit = state_edit(method, decoder, parameters, features, state)
         states = upper_states(upper, upper_parameters, objective, edit)
         each = _objective(config.objective, upper, upper_parameters, objective, states)
         return each.sum(), each

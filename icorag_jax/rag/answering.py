@@ -16,7 +16,7 @@ from icorag_jax.rag.adaptation import AdaptationConfig, adapt, slot
 from icorag_jax.rag.batches import Batch
 from icorag_jax.rag.context import Control, control_context
 from icorag_jax.rag.frozen import Reading, read_evidence, read_rows
-from icorag_jax.rag.method import Method, MethodConfig, predict_edit
+from icorag_jax.rag.method import MethodConfig, predict_edit, state_edit
 
 
 class Answers(NamedTuple):
@@ -34,9 +34,131 @@ class Answers(NamedTuple):
     bias: Float[Array, "batch passages"]
 
 
+class Prepared(NamedTuple):
+    """Questions that the frozen model has read up to the interface, for any method to go on from.
+
+    Attributes:
+        evidence: of all layers.
+        evidence_states: residual stream of the evidence before the interface's first layer.
+        reading: of the questions.
+        cache: with the questions' rows in the lower layers.
+    """
+
+    evidence: Evidence
+    evidence_states: Float[Array, "batch evidence width"]
+    reading: Reading
+    cache: Cache
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "layer", "answer_tokens"))
+def prepare(
+    decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int, answer_tokens: int
+) -> Prepared:
+    """Reads evidence and questions.
+
+    Args:
+        decoder: of the frozen model.
+        parameters: its parameters.
+        batch: questions, without answers.
+        layer: the interface's first layer.
+        answer_tokens: to generate, at most.
+    """
+    evidence, states = read_evidence(decoder, parameters, batch, layer=layer)
+    slots = batch.tokens.shape[1] + answer_tokens - 1
+    reading, cache = read_rows(
+        decoder, parameters, batch, evidence, states, layer=layer, slots=slots
+    )
+    return Prepared(evidence, states, reading, cache)
+
+
 @functools.partial(
     jax.jit, static_argnames=("decoder", "method", "layer", "answer_tokens", "control")
 )
+def answer_prepared(
+    decoder: DecoderConfig,
+    parameters: Parameters,
+    prepared: Prepared,
+    method: MethodConfig | None,
+    method_parameters: Any,
+    *,
+    layer: int,
+    answer_tokens: int,
+    control: Control | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Answers:
+    """Updates how evidence is seen, and answers greedily.
+
+    Args:
+        decoder: of the frozen model.
+        parameters: its parameters.
+        prepared: the questions.
+        method: how evidence is seen; None is the frozen model.
+        method_parameters: of the method.
+        layer: the interface's first layer.
+        answer_tokens: to generate, at most; as in `prepare`.
+        control: what the updater is fed instead of the passages.
+        key: of the control's noise.
+    """
+    edit = None
+    if method is not None:
+        context = prepared.reading.context
+        fed = None if control is None else control_context(context, control, key)
+        edit = predict_edit(method, decoder, method_parameters, context, fed)
+    return answer_edited(
+        decoder, parameters, prepared, edit, layer=layer, answer_tokens=answer_tokens
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("decoder", "method", "adaptation", "layer", "answer_tokens")
+)
+def answer_adapted(
+    decoder: DecoderConfig,
+    parameters: Parameters,
+    prepared: Prepared,
+    rows: Batch | None,
+    method: MethodConfig | None,
+    method_parameters: Any,
+    adaptation: AdaptationConfig,
+    *,
+    layer: int,
+    answer_tokens: int,
+) -> Answers:
+    """Adapts to each question by gradient steps, and answers greedily.
+
+    Args:
+        decoder: of the frozen model.
+        parameters: its parameters.
+        prepared: the questions.
+        rows: of the objective where they are not the questions': `cloze_rows(batch)` for `cloze`,
+            questions with their answers for `oracle`.
+        method: of kind `shared`, whose state is adapted; None adapts final states (SLOT).
+        method_parameters: of the method.
+        adaptation: how.
+        layer: the interface's first layer.
+        answer_tokens: to generate, at most; as in `prepare`.
+    """
+    edit = delta = None
+    if method is None:
+        trajectory, _ = slot(adaptation, decoder, parameters, prepared.reading, layer=layer)
+        delta = trajectory[-1]
+    else:
+        objective = prepared.reading
+        if rows is not None:
+            objective, _ = read_rows(
+                decoder, parameters, rows, prepared.evidence, prepared.evidence_states,
+                layer=layer, slots=rows.tokens.shape[1],
+            )  # fmt: skip
+        features, trajectory, _ = adapt(
+            adaptation, method, decoder, parameters, method_parameters, prepared.reading, objective
+        )
+        state = jax.tree.map(lambda leaf: leaf[-1], trajectory)
+        edit = state_edit(method, decoder, method_parameters, features, state)
+    return answer_edited(
+        decoder, parameters, prepared, edit, layer=layer, answer_tokens=answer_tokens, delta=delta
+    )
+
+
 def answer_batch(
     decoder: DecoderConfig,
     parameters: Parameters,
@@ -46,100 +168,19 @@ def answer_batch(
     *,
     layer: int,
     answer_tokens: int,
-    control: Control | None = None,
-    key: PRNGKeyArray | None = None,
 ) -> Answers:
-    """Reads evidence and question, updates how evidence is seen, and answers greedily.
-
-    Args:
-        decoder: of the frozen model.
-        parameters: its parameters.
-        batch: questions, without answers.
-        method: how evidence is seen; None is the frozen model.
-        method_parameters: of the method.
-        layer: the interface's first layer.
-        answer_tokens: to generate, at most.
-        control: what the updater is fed instead of the passages.
-        key: of the control's noise.
-    """
-    evidence, states = read_evidence(decoder, parameters, batch, layer=layer)
-    reading, cache = read_rows(
-        decoder, parameters, batch, evidence, states,
-        layer=layer, slots=batch.tokens.shape[1] + answer_tokens - 1,
-    )  # fmt: skip
-    edit = None
-    if method is not None:
-        fed = control and control_context(reading.context, control, key)
-        edit = predict_edit(method, decoder, method_parameters, reading.context, fed)
-    return answer_edited(
-        decoder, parameters, reading, evidence, cache, edit,
+    """`prepare` and `answer_prepared`."""
+    prepared = prepare(decoder, parameters, batch, layer=layer, answer_tokens=answer_tokens)
+    return answer_prepared(
+        decoder, parameters, prepared, method, method_parameters,
         layer=layer, answer_tokens=answer_tokens,
-    )  # fmt: skip
-
-
-@functools.partial(
-    jax.jit, static_argnames=("decoder", "method", "adaptation", "layer", "answer_tokens")
-)
-def answer_adapted(
-    decoder: DecoderConfig,
-    parameters: Parameters,
-    batch: Batch,
-    rows: Batch | None,
-    method: MethodConfig | None,
-    method_parameters: Any,
-    adaptation: AdaptationConfig,
-    *,
-    layer: int,
-    answer_tokens: int,
-) -> Answers:
-    """Reads evidence and question, adapts to them by gradient steps, and answers greedily.
-
-    Args:
-        decoder: of the frozen model.
-        parameters: its parameters.
-        batch: questions, without answers.
-        rows: of the objective where they are not the questions': `cloze_rows(batch)` for `cloze`,
-            questions with their answers for `oracle`.
-        method: of kind `shared`, whose state is adapted; None adapts final states (SLOT).
-        method_parameters: of the method.
-        adaptation: how.
-        layer: the interface's first layer.
-        answer_tokens: to generate, at most.
-    """
-    evidence, states = read_evidence(decoder, parameters, batch, layer=layer)
-    reading, cache = read_rows(
-        decoder, parameters, batch, evidence, states,
-        layer=layer, slots=batch.tokens.shape[1] + answer_tokens - 1,
-    )  # fmt: skip
-    edit = delta = None
-    if method is None:
-        trajectory, _ = slot(adaptation, decoder, parameters, reading, layer=layer)
-        delta = trajectory[-1]
-    else:
-        objective = reading
-        if rows is not None:
-            objective, _ = read_rows(
-                decoder, parameters, rows, evidence, states, layer=layer, slots=rows.tokens.shape[1]
-            )
-        features, trajectory, _ = adapt(
-            adaptation, method, decoder, parameters, method_parameters, reading, objective
-        )
-        state = jax.tree.map(lambda leaf: leaf[-1], trajectory)
-        edit = Method(method, decoder).apply(
-            {"params": method_parameters}, features, state, method=Method.edit
-        )
-    return answer_edited(
-        decoder, parameters, reading, evidence, cache, edit,
-        layer=layer, answer_tokens=answer_tokens, delta=delta,
     )  # fmt: skip
 
 
 def answer_edited(
     decoder: DecoderConfig,
     parameters: Parameters,
-    reading: Reading,
-    evidence: Evidence,
-    cache: Cache,
+    prepared: Prepared,
     edit: EvidenceEdit | None,
     *,
     layer: int,
@@ -151,14 +192,13 @@ def answer_edited(
     Args:
         decoder: of the frozen model.
         parameters: its parameters.
-        reading: of questions without answers.
-        evidence: of all layers.
-        cache: with the questions' rows in the lower layers.
+        prepared: the questions.
         edit: how evidence is seen; None is the frozen model.
         layer: the interface's first layer.
         answer_tokens: to generate, at most.
         delta: added to the final states that tokens are chosen from.
     """
+    evidence, reading, cache = prepared.evidence, prepared.reading, prepared.cache
     states, positions = reading.context.question_states, reading.positions
     bias = jnp.zeros(reading.context.present.shape, jnp.float32)
     if edit is not None:

@@ -111,6 +111,18 @@ def predict_edit(
     return Method(config, decoder).apply({"params": parameters}, context, fed)
 
 
+def state_edit(
+    config: MethodConfig,
+    decoder: DecoderConfig,
+    parameters: Any,
+    features: Features,
+    state: InterfaceState,
+) -> EvidenceEdit:
+    """The edit that given states of the interface come to."""
+    module = Method(config, decoder)
+    return module.apply({"params": parameters}, features, state, method=Method.edit)
+
+
 def predict_change(
     config: MethodConfig, decoder: DecoderConfig, parameters: Any, context: Context
 ) -> Float[Array, "batch numbers"]:
