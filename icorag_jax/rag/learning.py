@@ -21,7 +21,6 @@ from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.frozen import (
     Reading,
-    mean_where,
     take_readings,
     token_losses,
     upper_decoder,
@@ -106,11 +105,20 @@ def answer_losses(
         reading: of questions with answers.
         edit: how evidence is seen; None is the frozen model.
     """
-    states = upper_states(decoder, frozen, reading, edit)
+    return score_answers(decoder, frozen, upper_states(decoder, frozen, reading, edit), reading)
+
+
+def score_answers(
+    decoder: DecoderConfig,
+    frozen: Parameters,
+    states: Float[Array, "batch tokens width"],
+    reading: Reading,
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """`answer_losses` from final states."""
     losses, hits = token_losses(decoder, frozen, states, reading.tokens)
     where = reading.is_answer[:, 1:]
     exact = jnp.all(hits | ~where, axis=1).astype(jnp.float32)
-    return mean_where(losses, where) * where.sum(axis=1), exact
+    return jnp.sum(jnp.where(where, losses, 0), axis=1), exact
 
 
 def method_loss(

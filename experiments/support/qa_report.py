@@ -1,0 +1,141 @@
+"""Summary, account and figures of question answering, as values."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.support.qa_tables import ALL
+
+_COLOURS = {
+    "closed_book": "#BBBBBB", "frozen": "#888888", "shared": "#56B4E9", "blind": "#E69F00",
+    "updater": "#D55E00", "updater_shuffled": "#CC79A7", "updater_random": "#882255",
+    "updater_empty": "#AA4499", "slot": "#999933", "tta": "#009E73", "oracle": "#000000",
+}  # fmt: skip
+
+
+def summarize(
+    scores: pd.DataFrame, compared: pd.DataFrame, tuned: pd.DataFrame, cosines: pd.DataFrame
+) -> dict[str, Any]:
+    """What `summary.json` holds."""
+    summary: dict[str, Any] = {
+        "scores": scores.to_dict("records"),
+        "comparisons": compared.to_dict("records"),
+    }
+    if len(tuned):
+        best = tuned.sort_values(["exact", "loss"], ascending=[False, True])
+        summary["tuned"] = best.groupby("method", sort=False).head(1).to_dict("records")
+    if len(cosines):
+        quantiles = np.quantile(cosines["cosine"], [0.05, 0.25, 0.5, 0.75, 0.95])
+        names = ("q05", "q25", "median", "q75", "q95")
+        summary["update_cosines"] = dict(zip(names, quantiles.tolist(), strict=True))
+    return summary
+
+
+def table(scores: pd.DataFrame, measure: str = "exact_match") -> str:
+    """Mean scores as text: a row a benchmark, a column a method."""
+    wide = scores[scores["measure"] == measure].pivot_table(
+        index="benchmark", columns="method", values="mean", sort=False
+    )
+    return wide.map(lambda value: f"{100 * value:.1f}").to_string()
+
+
+def account(summary: dict[str, Any], scores: pd.DataFrame, compared: pd.DataFrame) -> str:
+    """The run in words."""
+    lines = ["# Question answering with updates of the evidence-use interface", ""]
+    for measure, name in (("exact_match", "Exact match"), ("f1", "Token F1")):
+        lines += [f"## {name}, in percent", "", *_markdown(scores, measure), ""]
+    lines += ["## Paired differences, in points, with 95% intervals", ""]
+    lines += ["| benchmark | method | against | measure | difference | p | questions |"]
+    lines += ["| --- | --- | --- | --- | ---: | ---: | ---: |"]
+    for row in compared.to_dict("records"):
+        interval = " ".join(f"{100 * row[name]:+.1f}" for name in ("low", "high"))
+        lines.append(
+            f"| {row['benchmark']} | {row['method']} | {row['against']} | {row['measure']} | "
+            f"{100 * row['difference']:+.1f} [{interval}] | {row['p']:.4f} | {row['questions']} |"
+        )
+    if "update_cosines" in summary:
+        found = summary["update_cosines"]
+        lines += ["", "Cosines between the updates of two questions: "]
+        lines[-1] += ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    return "\n".join([*lines, ""])
+
+
+def draw(scores: pd.DataFrame, compared: pd.DataFrame, cosines: pd.DataFrame) -> dict[str, Figure]:
+    """The figures by name: scores, what the updater gains, cosines of updates."""
+    figures = {"scores": _score_bars(scores)}
+    gains = compared[
+        (compared["method"] == "updater")
+        & (compared["against"] == "shared")
+        & (compared["measure"] == "exact_match")
+    ]
+    if len(gains):
+        figures["gains"] = _gain_strips(gains)
+    if len(cosines):
+        figures["cosines"] = _histogram(cosines["cosine"].to_numpy())
+    return figures
+
+
+def _markdown(scores: pd.DataFrame, measure: str) -> list[str]:
+    of = scores[scores["measure"] == measure]
+    methods = list(dict.fromkeys(of["method"]))
+    lines = [f"| benchmark | {' | '.join(methods)} |", f"| --- |{' ---: |' * len(methods)}"]
+    for name, part in of.groupby("benchmark", sort=False):
+        by = part.set_index("method")
+        cells = [
+            f"{100 * by.loc[m, 'mean']:.1f} [{100 * by.loc[m, 'low']:.1f} "
+            f"{100 * by.loc[m, 'high']:.1f}]"
+            if m in by.index
+            else ""
+            for m in methods
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _score_bars(scores: pd.DataFrame) -> Figure:
+    of = scores[scores["measure"] == "exact_match"]
+    names, methods = (list(dict.fromkeys(of[column])) for column in ("benchmark", "method"))
+    figure = Figure(figsize=(1.6 * len(names) + 2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.84 / len(methods)
+    for index, method in enumerate(methods):
+        part = of[of["method"] == method].set_index("benchmark").reindex(names)
+        mean = part["mean"].to_numpy()
+        at = np.arange(len(names)) - 0.42 + (index + 0.5) * width
+        reach = np.stack([mean - part["low"], part["high"] - mean])
+        axes.bar(
+            at, mean, width, color=_COLOURS.get(method, "#333333"), label=method, yerr=reach,
+            error_kw={"linewidth": 0.8, "ecolor": "#333333"},
+        )  # fmt: skip
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("exact match, 95% interval")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, fontsize=8)
+    return figure
+
+
+def _gain_strips(gains: pd.DataFrame) -> Figure:
+    figure = Figure(figsize=(6, 0.4 * len(gains) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for row, gain in enumerate(gains.to_dict("records")):
+        colour = "#D55E00" if gain["benchmark"] != ALL else "#000000"
+        axes.plot([100 * gain["low"], 100 * gain["high"]], [row, row], color=colour, linewidth=2)
+        axes.plot(100 * gain["difference"], row, "o", color=colour)
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_yticks(range(len(gains)), list(gains["benchmark"]))
+    axes.invert_yaxis()
+    axes.set_xlabel("exact match of the updater minus that of the shared interface, points")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _histogram(cosines: np.ndarray) -> Figure:
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(cosines, bins=np.linspace(-1, 1, 41).tolist(), color="#D55E00")
+    axes.set_xlabel("cosine between the updates of two questions")
+    axes.set_ylabel("pairs")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

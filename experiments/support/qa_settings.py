@@ -1,0 +1,120 @@
+"""Settings of question answering with updates, and what follows from them."""
+
+import dataclasses
+import itertools
+from typing import Literal
+
+from icorag_jax.lm.config import DecoderConfig
+from icorag_jax.rag.adaptation import AdaptationConfig, Objective
+from icorag_jax.rag.batches import BatchConfig
+from icorag_jax.rag.interface import InterfaceConfig
+from icorag_jax.rag.learning import LearningConfig
+from icorag_jax.rag.method import Kind, MethodConfig
+from icorag_jax.rag.updater import UpdaterConfig
+
+MethodName = Literal[
+    "closed_book", "frozen", "shared", "blind", "updater",
+    "updater_shuffled", "updater_random", "updater_empty", "slot", "tta", "oracle",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class QaMethods:
+    """Settings of the methods.
+
+    Attributes:
+        methods: which are evaluated; see `docs/method.md`.
+        layer: the interface's first layer; by default the middle one.
+        pools: see `icorag_jax.rag.interface.InterfaceConfig`.
+        pool_features: likewise.
+        rank: likewise.
+        updater_steps: reads of the updater.
+        evidence_tokens: of instruction and passages, at most.
+        question_tokens: of a question, at most.
+        answer_tokens: of an answer, at most.
+        steps: of the training of each method.
+        batch: questions a step.
+        learning_rate: of training.
+        weight_decay: of training.
+        bias_penalty: see `icorag_jax.rag.learning.LearningConfig`.
+        method_seed: of training.
+        tuning_questions: training questions of each benchmark that test-time adaptation is tuned
+            on.
+        adaptation_steps: of test-time adaptation, at most.
+        adapted_questions: questions of each benchmark that methods with gradient steps are
+            evaluated on, the first ones.
+        evaluation_batch: questions at once.
+    """
+
+    methods: tuple[MethodName, ...] = (
+        "closed_book", "frozen", "shared", "blind", "updater",
+        "updater_shuffled", "updater_random", "updater_empty", "slot", "tta", "oracle",
+    )  # fmt: skip
+    layer: int | None = None
+    pools: int = 4
+    pool_features: int = 16
+    rank: int = 8
+    updater_steps: int = 2
+    evidence_tokens: int = 448
+    question_tokens: int = 48
+    answer_tokens: int = 12
+    steps: int = 400
+    batch: int = 32
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    bias_penalty: float = 1e-4
+    method_seed: int = 0
+    tuning_questions: int = 10
+    adaptation_steps: int = 5
+    adapted_questions: int = 100
+    evaluation_batch: int = 50
+
+    def first_layer(self, decoder: DecoderConfig) -> int:
+        """The interface's first layer."""
+        return decoder.num_hidden_layers // 2 if self.layer is None else self.layer
+
+    def batch_config(self, passages: int) -> BatchConfig:
+        """Sizes of prompts."""
+        return BatchConfig(
+            passages, self.evidence_tokens, self.question_tokens, self.answer_tokens
+        )
+
+    def method_config(self, kind: Kind, decoder: DecoderConfig, passages: int) -> MethodConfig:
+        """A method."""
+        interface = InterfaceConfig(
+            self.first_layer(decoder), self.pools, self.pool_features, self.rank
+        )
+        return MethodConfig(kind, interface, UpdaterConfig(self.updater_steps), passages)
+
+    def learning_config(self) -> LearningConfig:
+        """How methods are trained."""
+        return LearningConfig(
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            bias_penalty=self.bias_penalty,
+            seed=self.method_seed,
+            checkpoint_every=50,
+        )
+
+    def adaptation_grid(self, objectives: tuple[Objective, ...]) -> list[AdaptationConfig]:
+        """What test-time adaptation is tuned over, but for the number of steps."""
+        rates = {"sgd": (0.1, 1.0, 10.0), "adam": (0.01, 0.03, 0.1)}
+        return [
+            AdaptationConfig(objective, optimizer, self.adaptation_steps, rate)
+            for objective, optimizer in itertools.product(objectives, ("sgd", "adam"))
+            for rate in rates[optimizer]
+        ]
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """What has to be trained."""
+        names = set(self.methods)
+        kinds: list[Kind] = []
+        if names & {"shared", "tta", "oracle"}:
+            kinds.append("shared")
+        if "blind" in names:
+            kinds.append("blind")
+        if any(name.startswith("updater") for name in names):
+            kinds.append("updater")
+        return tuple(kinds)
