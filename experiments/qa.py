@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
+from icorag_jax.backbones.loading import load_backbone
 
 from experiments.support import qa_report
 from experiments.support.command import run_command
@@ -35,7 +36,6 @@ from experiments.support.qa_methods import (
 from experiments.support.qa_settings import MethodName, QaMethods
 from experiments.support.qa_tables import PAIRS, comparison_table, score_table
 from experiments.support.run_folder import Run, RunFolderError, open_run
-from icorag_jax.backbones.loading import load_backbone
 from icorag_jax.rag.adaptation import AdaptationConfig
 
 
@@ -114,9 +114,7 @@ def main(config: Config) -> None:
             some = [asked for part in sets.evaluation.values() for asked in part[:10]]
             cosines = run.cell(
                 "cosines",
-                lambda: pd.DataFrame(
-                    {"cosine": update_cosines(subject, methods["updater"], some)}
-                ),
+                lambda: pd.DataFrame({"cosine": update_cosines(subject, methods["updater"], some)}),
             )
         for name, figure in qa_report.draw(scores, compared, cosines).items():
             run.write_figure(name, figure)
@@ -133,9 +131,7 @@ def _fit(run: Run, config: Config, subject: Subject, training: Mapping[str, Any]
         raise ValueError("there are no training questions: pass --train-questions above 0")
     methods = train_methods(subject, everything, run.path / "methods")
     some = [asked for part in training.values() for asked in part[: config.use.tuning_questions]]
-    tuned = run.cell(
-        "tuning", lambda: tune_adaptation(subject, methods.get("shared"), some)
-    )
+    tuned = run.cell("tuning", lambda: tune_adaptation(subject, methods.get("shared"), some))
     run.write_table("tuning", tuned)
     names: list[MethodName] = [
         name for name in ("slot", "tta", "oracle") if name in config.use.methods

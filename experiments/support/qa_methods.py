@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from icorag_jax.backbones.loading import Backbone
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from experiments.support.qa_settings import MethodName, QaMethods
-from icorag_jax.backbones.loading import Backbone
 from icorag_jax.data.answers import exact_match, token_f1
 from icorag_jax.lm import sharding
 from icorag_jax.rag.adaptation import LABEL_FREE, AdaptationConfig, adapt, slot
@@ -113,7 +113,9 @@ def train_methods(subject: Subject, questions: Questions, folder: Path) -> dict[
                 config, settings.batch_config(subject.passages), parameters,
                 subject.backbone.fingerprint,
             )  # fmt: skip
-            pd.DataFrame(losses).assign(kind=kind).to_csv(folder / f"losses_{kind}.csv", index=False)
+            pd.DataFrame(losses).assign(kind=kind).to_csv(
+                folder / f"losses_{kind}.csv", index=False
+            )
             save_method(path, stored)
         found[kind] = load_method(path, model.config, subject.backbone.fingerprint)
     return found
@@ -239,8 +241,11 @@ def _answers(
     for control in ("shuffled", "random", "empty"):
         if (name := f"updater_{control}") in names:
             method = methods["updater"].method, methods["updater"].parameters
-            yield name, answer_prepared(  # pyright: ignore[reportReturnType]
-                *frozen, prepared, *method, **sizes, control=control, key=key
+            yield (
+                name,
+                answer_prepared(  # pyright: ignore[reportReturnType]
+                    *frozen, prepared, *method, **sizes, control=control, key=key
+                ),
             )
     if not adapted:
         return

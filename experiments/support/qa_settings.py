@@ -75,9 +75,7 @@ class QaMethods:
 
     def batch_config(self, passages: int) -> BatchConfig:
         """Sizes of prompts."""
-        return BatchConfig(
-            passages, self.evidence_tokens, self.question_tokens, self.answer_tokens
-        )
+        return BatchConfig(passages, self.evidence_tokens, self.question_tokens, self.answer_tokens)
 
     def method_config(self, kind: Kind, decoder: DecoderConfig, passages: int) -> MethodConfig:
         """A method."""

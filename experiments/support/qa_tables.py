@@ -33,7 +33,9 @@ def score_table(answers: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFram
     for measure in MEASURES:
         for method in dict.fromkeys(answers["method"]):
             of = answers[answers["method"] == method]
-            values = {name: part[measure].to_numpy() for name, part in of.groupby("benchmark", sort=False)}
+            values = {
+                name: part[measure].to_numpy() for name, part in of.groupby("benchmark", sort=False)
+            }
             for name, (mean, draws) in _means(values, bootstrap, seed).items():
                 low, high = np.quantile(draws, [0.025, 0.975])
                 count = len(of) if name == ALL else len(values[name])
@@ -90,9 +92,7 @@ def _means(
     rng = np.random.default_rng(seed)
     found = {}
     for name, scores in values.items():
-        counts = rng.multinomial(
-            len(scores), np.full(len(scores), 1 / len(scores)), size=bootstrap
-        )
+        counts = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=bootstrap)
         found[name] = (float(scores.mean()), counts @ scores / len(scores))
     means, draws = zip(*found.values(), strict=True)
     found[ALL] = (float(np.mean(means)), np.mean(draws, axis=0))
