@@ -86,7 +86,7 @@ def load_method(folder: Path, decoder: DecoderConfig, backbone: str) -> StoredMe
     Raises:
         CheckpointError: the folder is not a whole one, was altered, or is for another backbone.
     """
-    settings = read_json(folder / _SETTINGS)
+    settings = read_json(folder / _SETTINGS, dict)
     try:
         data = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
@@ -99,14 +99,14 @@ def load_method(folder: Path, decoder: DecoderConfig, backbone: str) -> StoredMe
             settings["method"]["passages"],
         )
         batch = BatchConfig(**settings["batch"])
-        trained_for, checksum = settings["backbone"], settings["sha256"]
+        for_backbone, checksum = settings["backbone"], settings["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / _SETTINGS} is not of a method: {error}") from error
     if hashlib.sha256(data).hexdigest() != checksum:
         raise CheckpointError(f"{folder / _WEIGHTS} is not as it was written: truncated or altered")
-    if trained_for != backbone:
+    if for_backbone != backbone:
         raise CheckpointError(
-            f"{folder} was trained for another backbone ({trained_for[:12]}, this one is "
+            f"{folder} was trained for another backbone ({for_backbone[:12]}, this one is "
             f"{backbone[:12]}): train one for this backbone, or pass --backbone"
         )
     try:
@@ -114,7 +114,19 @@ def load_method(folder: Path, decoder: DecoderConfig, backbone: str) -> StoredMe
         parameters = _unflatten(template, load(data))
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder / _WEIGHTS} does not fit its settings: {error}") from error
-    return StoredMethod(method, batch, parameters, trained_for)
+    return StoredMethod(method, batch, parameters, for_backbone)
+
+
+def trained_for(folder: Path) -> str:
+    """Fingerprint of the backbone that the method of a folder is for.
+
+    Raises:
+        CheckpointError: the folder has no settings of a method.
+    """
+    found = read_json(folder / _SETTINGS, dict).get("backbone")
+    if not isinstance(found, str):
+        raise CheckpointError(f"{folder / _SETTINGS} is not of a method: it names no backbone")
+    return found
 
 
 def _flatten(parameters: Parameters) -> dict[str, np.ndarray]:
