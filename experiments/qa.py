@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
-from icorag_jax.backbones.loading import load_backbone
 
 from experiments.support import qa_report
 from experiments.support.command import run_command
@@ -36,6 +35,7 @@ from experiments.support.qa_methods import (
 from experiments.support.qa_settings import MethodName, QaMethods
 from experiments.support.qa_tables import PAIRS, comparison_table, score_table
 from experiments.support.run_folder import Run, RunFolderError, open_run
+from icorag_jax.backbones.loading import load_backbone
 from icorag_jax.rag.adaptation import AdaptationConfig
 
 
@@ -62,8 +62,8 @@ class Config:
     held_out: tuple[str, ...] = ()
     cache: Path | None = None
     bootstrap: int = 10_000
-    questions: Annotated[QaData, tyro.conf.arg(name="")] = QaData()
-    use: Annotated[QaMethods, tyro.conf.arg(name="")] = QaMethods()
+    questions: Annotated[QaData, tyro.conf.arg(name="")] = QaData()  # noqa: RUF009
+    use: Annotated[QaMethods, tyro.conf.arg(name="")] = QaMethods()  # noqa: RUF009
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

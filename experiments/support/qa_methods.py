@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from icorag_jax.backbones.loading import Backbone
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from experiments.support.qa_settings import MethodName, QaMethods
+from icorag_jax.backbones.loading import Backbone
 from icorag_jax.data.answers import exact_match, token_f1
 from icorag_jax.lm import sharding
 from icorag_jax.rag.adaptation import LABEL_FREE, AdaptationConfig, adapt, slot
@@ -148,7 +148,8 @@ def tune_adaptation(
     with tqdm(total=total, unit="setting", desc="tune") as progress:
         for name, grid in grids:
             for config in grid:
-                scores = _score_trajectory(subject, name, shared, config, questions)
+                stored = None if name == "slot" else shared
+                scores = _score_trajectory(subject, stored, config, questions)
                 for step, (loss, exact) in enumerate(scores, 1):
                     setting = {**dataclasses.asdict(config), "steps": step}
                     rows.append({"method": name, **setting, "loss": loss, "exact": exact})
@@ -267,13 +268,14 @@ _CLOSED_BOOK_TOKENS = 64
 
 def _score_trajectory(
     subject: Subject,
-    name: MethodName,
     shared: StoredMethod | None,
     config: AdaptationConfig,
     questions: Questions,
 ) -> list[tuple[float, float]]:
-    """Loss and exact share of right answers after each step."""
+    """Loss and exact share of right answers after each step; of SLOT where `shared` is None."""
     found = []
+    # The rate is an argument of the program, which serves all of the grid's.
+    program = dataclasses.replace(config, learning_rate=1.0)
     for start in range(0, len(questions), _READ_AT_ONCE):
         some = questions[start : start + _READ_AT_ONCE]
         batch = subject.batch(some, answers=True)
@@ -281,9 +283,8 @@ def _score_trajectory(
         model = subject.backbone.model
         scores = _trajectory_scores(
             model.config, model.parameters, batch, rows,
-            None if name == "slot" or shared is None else shared.method,
-            None if name == "slot" or shared is None else shared.parameters,
-            config, layer=subject.layer,
+            shared and shared.method, shared and shared.parameters,
+            program, jnp.float32(config.learning_rate), layer=subject.layer,
         )  # fmt: skip
         found.append(np.asarray(scores))
     means = np.concatenate(found, axis=2).mean(axis=2)
@@ -292,7 +293,7 @@ def _score_trajectory(
 
 def _trajectory_scores_of(
     decoder: Any, parameters: Any, batch: Batch, rows: Batch | None, method: Any,
-    method_parameters: Any, config: AdaptationConfig, *, layer: int,
+    method_parameters: Any, config: AdaptationConfig, learning_rate: Array, *, layer: int,
 ) -> Float[Array, "two steps batch"]:  # fmt: skip
     """Loss of the right answer and whether it is the likeliest, after each step."""
     evidence, evidence_states = read_evidence(decoder, parameters, batch, layer=layer)
@@ -306,7 +307,9 @@ def _trajectory_scores_of(
     reading = read_after(batch)
     upper = upper_decoder(decoder, parameters, layer)
     if method is None:
-        deltas, _ = slot(config, decoder, parameters, reading, layer=layer)
+        deltas, _ = slot(
+            config, decoder, parameters, reading, layer=layer, learning_rate=learning_rate
+        )
         states = upper_states(*upper, reading, None)
 
         def score(delta: Array) -> Array:
@@ -317,8 +320,9 @@ def _trajectory_scores_of(
     else:
         objective = reading if rows is None else read_after(rows)
         features, trajectory, _ = adapt(
-            config, method, decoder, parameters, method_parameters, reading, objective
-        )
+            config, method, decoder, parameters, method_parameters, reading, objective,
+            learning_rate,
+        )  # fmt: skip
 
         def score(state: Any) -> Array:
             edit = state_edit(method, decoder, method_parameters, features, state)

@@ -56,11 +56,6 @@ class AdaptationConfig:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
 
 
-def _optimizer(config: AdaptationConfig) -> optax.GradientTransformation:
-    make = {"sgd": optax.sgd, "adam": optax.adam}[config.optimizer]
-    return make(config.learning_rate)
-
-
 def adapt(
     config: AdaptationConfig,
     method: MethodConfig,
@@ -69,6 +64,7 @@ def adapt(
     parameters: Any,
     reading: Reading,
     objective: Reading,
+    learning_rate: Float[Array, ""] | float | None = None,
 ) -> tuple[Features, InterfaceState, Float[Array, "steps batch"]]:
     """A state of the interface for each query, from gradient steps on its objective.
 
@@ -81,6 +77,7 @@ def adapt(
         reading: of the questions: the interface's features come from here.
         objective: of the rows that the objective is on, after the same evidence: of the questions
             themselves, or for `cloze` of a passage, see `cloze_rows`; for `oracle` with answers.
+        learning_rate: in the place of the one of `config`, so that one program serves several.
 
     Returns:
         The interface's features, its states after each step (every leaf `[steps, batch, ...]`),
@@ -96,7 +93,7 @@ def adapt(
         each = _objective(config.objective, upper, upper_parameters, objective, states)
         return each.sum(), each
 
-    return _descend(config, total, start)
+    return features, *_descend(config, total, start, learning_rate)
 
 
 def slot(
@@ -106,10 +103,12 @@ def slot(
     reading: Reading,
     *,
     layer: int,
-) -> tuple[Float[Array, "batch width"], Float[Array, "steps batch"]]:
+    learning_rate: Float[Array, ""] | float | None = None,
+) -> tuple[Float[Array, "steps batch width"], Float[Array, "steps batch"]]:
     """SLOT (Hu et al. 2025): a vector a query, added to all final states of the frozen model.
 
-    Its objective is the cross entropy of the question's tokens. Same returns as `adapt`.
+    Its objective is the cross entropy of the question's tokens. Returns the vectors after each
+    step, and each query's objective before it.
 
     Args:
         config: how; the objective must be `question`.
@@ -117,6 +116,7 @@ def slot(
         frozen: its parameters.
         reading: of the questions.
         layer: the one that the reading goes up to.
+        learning_rate: as in `adapt`.
 
     Raises:
         ValueError: another objective.
@@ -131,11 +131,16 @@ def slot(
         each = _objective("question", upper, upper_parameters, reading, moved)
         return each.sum(), each
 
-    return _descend(config, total, jnp.zeros((states.shape[0], states.shape[2]), jnp.float32))
+    start = jnp.zeros((states.shape[0], states.shape[2]), jnp.float32)
+    return _descend(config, total, start, learning_rate)
 
 
-def _descend(config: AdaptationConfig, total: Any, start: Any) -> tuple[Any, Any]:
-    optimizer = _optimizer(config)
+def _descend(
+    config: AdaptationConfig, total: Any, start: Any, learning_rate: Array | float | None
+) -> tuple[Any, Any]:
+    """States after each step, and each query's objective before it."""
+    make = {"sgd": optax.sgd, "adam": optax.adam}[config.optimizer]
+    optimizer = make(config.learning_rate if learning_rate is None else learning_rate)
 
     def step(carry: tuple, _: None) -> tuple:
         state, moments = carry
