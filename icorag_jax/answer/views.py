@@ -34,7 +34,7 @@ def answer_lines(comparison: Comparison) -> Text:
 
 
 def weight_table(comparison: Comparison, *, ascii_only: bool) -> Table:
-    """A passage a line: rank, title, start of its text, and its weights as bars.
+    """A passage a line: rank, title if any has one, start of its text, and its weights as bars.
 
     Args:
         comparison: what is shown.
@@ -42,15 +42,16 @@ def weight_table(comparison: Comparison, *, ascii_only: bool) -> Table:
     """
     table = Table(box=None, pad_edge=False, expand=True)
     table.add_column("#", justify="right")
-    table.add_column("title", no_wrap=True, overflow="ellipsis", ratio=2)
-    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=3)
+    titled = any(passage.title for passage in comparison.passages)
+    for name, ratio in [("title", 2), ("text", 3)] if titled else [("text", 3)]:
+        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=ratio)
     shown = replies(comparison)
     for name, _ in shown:
         table.add_column(f"weight, {name}", no_wrap=True, min_width=_BAR + 6)
     largest = max(float(reply.weights.max()) for _, reply in shown)
     for index, passage in enumerate(comparison.passages):
-        texts = str(index + 1), printable(passage.title), printable(passage.text)
-        cells = [Text(text) for text in texts]
+        texts = [passage.title, passage.text] if titled else [passage.text]
+        cells = [Text(str(index + 1)), *(Text(printable(text)) for text in texts)]
         for (_, reply), colour in zip(shown, (_BEFORE, _AFTER), strict=False):
             weight = float(reply.weights[index])
             bar = draw_bar(weight / largest if largest else 0.0, _BAR, ascii_only=ascii_only)
