@@ -62,10 +62,10 @@ def write_backbone(folder, seed=0, **settings):
     return model
 
 
-def write_method(folder, model, seed=0, **changes):
+def write_method(folder, model, seed=0, sizes=SIZES, **changes):
     """A method of random weights for a model."""
     config = dataclasses.replace(METHOD, **changes)
     parameters = random_like(init_method(config, model.config, jax.random.key(0)), seed, 0.5)
-    stored = StoredMethod(config, SIZES, parameters, backbone_fingerprint(model))
+    stored = StoredMethod(config, sizes, parameters, backbone_fingerprint(model))
     save_method(folder, stored)
     return stored

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import small_backbones
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 
+from icorag_jax.rag.batches import BatchConfig
+
 COLABS = Path(__file__).parent.parent / "colabs"
-NOTEBOOKS = ("exact_regime", "boundary")
+NOTEBOOKS = ("exact_regime", "boundary", "answer_with_updates", "train_an_updater")
 CELL_TIMEOUT = 300  # seconds
 
 # What a notebook must have printed, beside passing its asserts: numbers of the theory.
@@ -25,11 +28,58 @@ PRINTED = {
         r"spread over laws: 0\.00\d+ at T = 1000, 0\.[1-9]\d* at T = 0\.01",
         r"power_law +preconditioning gains +[1-9]\d\.\d%",
     ),
+    "answer_with_updates": (
+        r"3 layers, the interface acts from layer 1 on",
+        r"frozen:  '.*'\nupdated: '.*'\nright:   '\w",
+        r"weights, updated: sum 0\.\d+",
+        r"untrained is frozen: True",
+        r"updated: exact match 0\.00 of 7 questions",
+    ),
+    "train_an_updater": (
+        r"2 devices, [\d,]+ parameters",
+        r"6 training questions, 3 held out",
+        r"each batch is split over 2 devices",
+        r"updater: loss of answers \d+\.\d+ at the end",
+        r"updater: exact match 0\.00 of 3 questions",
+        r"saved: method\.json, method\.safetensors",
+    ),
+}
+# Of notebooks on language models: settings that take the place of their own.
+SMALL = {
+    "answer_with_updates": """
+BACKBONE, METHOD, QUESTIONS = "{folder}/backbone", "{folder}/method", 1
+""",
+    "train_an_updater": """
+BACKBONE, OUT = "{folder}/backbone", "{folder}/trained"
+FAMILIES, TRAIN, HELD_OUT = ("single_fact", "bridge", "conflict"), 2, 1
+SIZES = BatchConfig(passages=3, evidence_tokens=200, question_tokens=160, answer_tokens=4)
+INTERFACE = {{"pools": 2, "pool_features": 3, "rank": 2}}
+LEARNING = LearningConfig(
+    steps=3, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, seed=0,
+    checkpoint_every=2,
+)
+""",
 }
 
 
 def read(name):
     return nbformat.read(COLABS / f"{name}.ipynb", as_version=4)
+
+
+def read_small(name, folder):
+    """A notebook as the tests run it: with a cell of small settings after its own, if it has any.
+
+    The folder gets a backbone and a method of random weights.
+    """
+    notebook = read(name)
+    if name in SMALL:
+        model = small_backbones.write_backbone(folder / "backbone")
+        sizes = BatchConfig(passages=4, evidence_tokens=200, question_tokens=160, answer_tokens=4)
+        small_backbones.write_method(folder / "method", model, sizes=sizes)
+        own = [cell.metadata.get("tags") == ["parameters"] for cell in notebook.cells]
+        settings = nbformat.v4.new_code_cell(SMALL[name].format(folder=folder))
+        notebook.cells.insert(own.index(True) + 1, settings)
+    return notebook
 
 
 @pytest.fixture
@@ -49,15 +99,25 @@ def jupyter(tmp_path, monkeypatch):
     # Figures become outputs, whatever backend the tests run with.
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    # Progress bars of text will do.
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     work = tmp_path / "work"
     work.mkdir()
     return work
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs(name, jupyter):
-    notebook = read(name)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "train_an_updater" else name
+        for name in NOTEBOOKS
+    ],
+)
+def test_notebook_runs(name, jupyter, tmp_path, monkeypatch):
+    notebook = read_small(name, tmp_path / "small")
+    if name == "train_an_updater":
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,

@@ -148,13 +148,27 @@ def parse_rows(
         raise DataError(f"{path} is empty")
 
 
+def parse_object(line: str) -> dict[str, Any]:
+    """The keys and values of a line.
+
+    Raises:
+        DataError: it is not JSON, or no object.
+    """
+    try:
+        value = json.loads(line)
+    # A ValueError that is no JSONDecodeError: a number has too many digits for Python.
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the line is not JSON: {error}") from error
+    return _check_object(value, "the line")
+
+
 def parse_question(line: str) -> Question:
     """A question from its line.
 
     Raises:
         DataError: the line is malformed; the message says how.
     """
-    return question_from_row(_parse_object(line))
+    return question_from_row(parse_object(line))
 
 
 def question_from_row(row: dict[str, Any]) -> Question:
@@ -185,7 +199,15 @@ def parse_corpus_passage(line: str) -> CorpusPassage:
     Raises:
         DataError: the line is malformed; the message says how.
     """
-    row = _parse_object(line)
+    return corpus_passage_from_row(parse_object(line))
+
+
+def corpus_passage_from_row(row: dict[str, Any]) -> CorpusPassage:
+    """A passage of a corpus from the keys and values of its line.
+
+    Raises:
+        DataError: a value is missing or malformed; the message says how.
+    """
     return CorpusPassage(_check_text(_require(row, "id"), "id"), *_parse_title_and_text(row))
 
 
@@ -208,15 +230,6 @@ def corpus_row(passage: CorpusPassage) -> dict[str, Any]:
 def _read_records(path: Path, parse: Callable[[str], Record]) -> Iterator[Record]:
     lines = ((f"{path}, line {number}", line) for number, line in read_lines(path))
     return parse_rows(path, lines, parse)
-
-
-def _parse_object(line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    # A ValueError that is no JSONDecodeError: a number has too many digits for Python.
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the line is not JSON: {error}") from error
-    return _check_object(value, "the line")
 
 
 def _check_object(value: Any, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ corpus has not, finds nothing.
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -167,4 +168,6 @@ def _bm25s() -> ModuleType:
     """The library, imported late: its import computes with JAX, which fixes JAX's devices."""
     import bm25s
 
+    # It logs every index at level DEBUG, which shows wherever logging has been set up.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     return bm25s
