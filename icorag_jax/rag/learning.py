@@ -21,7 +21,6 @@ from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.frozen import (
     Reading,
-    mean_where,
     take_readings,
     token_losses,
     upper_decoder,
@@ -110,7 +109,7 @@ def answer_losses(
     losses, hits = token_losses(decoder, frozen, states, reading.tokens)
     where = reading.is_answer[:, 1:]
     exact = jnp.all(hits | ~where, axis=1).astype(jnp.float32)
-    return mean_where(losses, where) * where.sum(axis=1), exact
+    return jnp.sum(jnp.where(where, losses, 0), axis=1), exact
 
 
 def method_loss(
