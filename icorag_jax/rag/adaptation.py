@@ -80,7 +80,8 @@ def adapt(
         parameters: of the method.
         reading: of the questions: the interface's features come from here.
         objective: of the rows that the objective is on, after the same evidence: of the questions
-            themselves, or for `cloze` of a passage, see `cloze_rows`; for `oracle` with answers.
+            themselves, or for `cloze` of `icorag_jax.rag.batches.cloze_rows`; for `oracle` with
+            answers.
 
     Returns:
         The interface's features, its states after each step (every leaf `[steps, batch, ...]`),
@@ -96,7 +97,8 @@ def adapt(
         each = _objective(config.objective, upper, upper_parameters, objective, states)
         return each.sum(), each
 
-    return _descend(config, total, start)
+    trajectory, losses = _descend(config, total, start)
+    return features, trajectory, losses
 
 
 def slot(
@@ -106,10 +108,10 @@ def slot(
     reading: Reading,
     *,
     layer: int,
-) -> tuple[Float[Array, "batch width"], Float[Array, "steps batch"]]:
+) -> tuple[Float[Array, "steps batch width"], Float[Array, "steps batch"]]:
     """SLOT (Hu et al. 2025): a vector a query, added to all final states of the frozen model.
 
-    Its objective is the cross entropy of the question's tokens. Same returns as `adapt`.
+    Its objective is the cross entropy of the question's tokens.
 
     Args:
         config: how; the objective must be `question`.
@@ -117,6 +119,9 @@ def slot(
         frozen: its parameters.
         reading: of the questions.
         layer: the one that the reading goes up to.
+
+    Returns:
+        The vectors after each step, and each query's objective before each step.
 
     Raises:
         ValueError: another objective.

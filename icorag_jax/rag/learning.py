@@ -181,10 +181,12 @@ def learn(
         place: puts a batch on devices, as `sharding.shard_like` does.
 
     Returns:
-        The method's parameters, and the losses from checkpoint to checkpoint.
+        The method's parameters, and the losses from checkpoint to checkpoint: means over the steps
+        in which all were finite; the others have changed nothing.
 
     Raises:
-        FloatingPointError: losses were not finite from one checkpoint to the next.
+        FloatingPointError: there was no such step from one checkpoint to the next.
+        ValueError: the last checkpoint is damaged, or of another training.
     """
     key = jax.random.key(config.seed)
     parameters = init_method(method, decoder, key)
@@ -209,11 +211,14 @@ def learn(
                 recent.append(losses)
                 if (step + 1) % config.checkpoint_every and step + 1 < config.steps:
                     continue
-                found = np.mean(jax.device_get(recent), axis=0)
-                if not np.isfinite(found).any():
+                found = np.asarray(jax.device_get(recent))
+                finite = np.isfinite(found).all(axis=1)
+                if not finite.any():
                     raise FloatingPointError(
-                        f"no loss was finite up to step {step + 1}: pass a smaller learning rate"
+                        f"no step of the last {len(found)} up to step {step + 1} had finite losses "
+                        "and gradients: pass a smaller learning rate"
                     )
+                found = found[finite].mean(axis=0)
                 history[step // config.checkpoint_every] = found
                 progress.set_postfix(answers=f"{found[0]:.3f}", exact=f"{found[2]:.3f}")
                 stored.save(step + 1, (state, jnp.asarray(history)))
