@@ -18,8 +18,9 @@ from icorag_jax.lm import decoder
 from icorag_jax.lm.config import DecoderConfig, DefaultRotary
 from icorag_jax.rag import frozen
 from icorag_jax.rag.batches import Batch, BatchConfig, make_batch
+from icorag_jax.rag.context import Context
 from icorag_jax.rag.frozen import Reading
-from icorag_jax.rag.interface import InterfaceConfig
+from icorag_jax.rag.interface import InterfaceConfig, InterfaceState
 from icorag_jax.rag.method import Kind, MethodConfig, init_method
 from icorag_jax.rag.updater import UpdaterConfig
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
@@ -117,3 +118,49 @@ def assert_trees_equal(found: Any, expected: Any) -> None:
         one, other = np.asarray(one), np.asarray(other)
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         assert one.tobytes() == other.tobytes()
+
+
+def random_context(seed: int = 0, batch: int = 3, passages: int = 3) -> Context:
+    """States without a model: evidence of 14 rows, some of no passage, and 9 rows of questions."""
+    rng = np.random.default_rng(seed)
+    width, evidence, rows = DECODER.hidden_size, 14, 9
+    present = np.arange(passages) < rng.integers(1, passages + 1, (batch, 1))
+    present[0] = True
+    owner = np.sort(rng.integers(-1, passages, (batch, evidence)), axis=1)
+    owner[:, -passages:] = np.arange(passages)  # each has a row
+    owner = np.where(np.take_along_axis(present, np.maximum(owner, 0), axis=1), owner, -1)
+    traits = rng.normal(size=(batch, passages, 2)) * present[..., None]
+    lengths = rng.integers(1, rows + 1, (batch, 1))
+    return Context(
+        evidence_states=jnp.asarray(rng.normal(size=(batch, evidence, width)), jnp.float32),
+        passage_of=jnp.asarray(owner, jnp.int32),
+        question_states=jnp.asarray(rng.normal(size=(batch, rows, width)), jnp.float32),
+        is_question=jnp.asarray(np.arange(rows) < lengths),
+        traits=jnp.asarray(traits, jnp.float32),
+        present=jnp.asarray(present),
+    )
+
+
+def random_state(seed: int = 0, batch: int = 3) -> InterfaceState:
+    rng = np.random.default_rng(seed)
+    shape = batch, INTERFACE.question_features, INTERFACE.passage_features
+    return InterfaceState(
+        jnp.asarray(rng.normal(size=shape), jnp.float32),
+        jnp.asarray(rng.normal(size=(batch, INTERFACE.rank, INTERFACE.rank)), jnp.float32),
+    )
+
+
+def pooled(parameters: Any, states: np.ndarray) -> np.ndarray:
+    """A pool's features of the tokens of one text `[tokens, width]`, in NumPy, float64."""
+    score, project = (np.asarray(parameters[name], np.float64) for name in ("score", "project"))
+    if not len(states):
+        return np.zeros(project.shape[0] * project.shape[2])
+    normal = unit(np.asarray(states, np.float64))
+    weights = np.exp(normal @ score - (normal @ score).max(axis=0))
+    weights /= weights.sum(axis=0)
+    return unit(np.concatenate([w @ normal @ p for w, p in zip(weights.T, project, strict=True)]))
+
+
+def unit(states: np.ndarray) -> np.ndarray:
+    """Of root mean square 1."""
+    return states / np.sqrt((states**2).mean(axis=-1, keepdims=True) + 1e-6)
