@@ -145,7 +145,8 @@ def _descend(config: AdaptationConfig, total: Any, start: Any) -> tuple[Any, Any
     def step(carry: tuple, _: None) -> tuple:
         state, moments = carry
         slopes, each = jax.grad(total, has_aux=True)(state)
-        updates, moments = optimizer.update(slopes, moments, state)
+        with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
+            updates, moments = optimizer.update(slopes, moments, state)
         state = optax.apply_updates(state, updates)
         return (state, moments), (state, each)
 

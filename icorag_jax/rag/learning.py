@@ -153,7 +153,10 @@ def learning_step(
         method, decoder, frozen, state.parameters, reading, config.bias_penalty
     )
     norm = optax.tree.norm(slopes)
-    updates, optimizer = make_optimizer(config).update(slopes, state.optimizer, state.parameters)
+    with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
+        updates, optimizer = make_optimizer(config).update(
+            slopes, state.optimizer, state.parameters
+        )
     new = LearningState(state.step, optax.apply_updates(state.parameters, updates), optimizer)
     kept = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(norm), a, b), new, state)
     return kept._replace(step=state.step + 1), losses._replace(gradient_norm=norm)

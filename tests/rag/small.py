@@ -16,12 +16,13 @@ from icorag_jax.data.records import CorpusPassage
 from icorag_jax.data.world import WorldConfig, generate_questions
 from icorag_jax.lm import decoder
 from icorag_jax.lm.config import DecoderConfig, DefaultRotary
+from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag import frozen
 from icorag_jax.rag.batches import Batch, BatchConfig, make_batch
 from icorag_jax.rag.context import Context
 from icorag_jax.rag.frozen import Reading
 from icorag_jax.rag.interface import InterfaceConfig, InterfaceState
-from icorag_jax.rag.method import Kind, MethodConfig, init_method
+from icorag_jax.rag.method import Kind, MethodConfig, init_method, predict_edit
 from icorag_jax.rag.updater import UpdaterConfig
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
@@ -164,3 +165,17 @@ def pooled(parameters: Any, states: np.ndarray) -> np.ndarray:
 def unit(states: np.ndarray) -> np.ndarray:
     """Of root mean square 1."""
     return states / np.sqrt((states**2).mean(axis=-1, keepdims=True) + 1e-6)
+
+
+predict = jax.jit(predict_edit, static_argnums=(0, 1))
+
+
+@functools.cache
+def edit(kind: Kind = "updater") -> EvidenceEdit:
+    """Of a method that does something, after `reading`."""
+    return predict(method(kind), DECODER, drawn(kind), reading().context)
+
+
+def other_answers(kept: Batch) -> Batch:
+    """The same questions with other tokens in their answers."""
+    return kept._replace(tokens=np.where(kept.is_answer, (kept.tokens + 7) % 400, kept.tokens))
