@@ -17,6 +17,7 @@ from icorag_jax.rag.answering import answer_adapted, answer_batch, apply_value_e
 from icorag_jax.rag.context import control_context
 from icorag_jax.rag.method import Method
 
+FROZEN = small.parameters()
 NEW = BATCH.answer_tokens
 
 
@@ -33,7 +34,7 @@ def answer(kind, parameters=None, dtype=jnp.float32, **control):
 
 def generate(edit):
     """Plain generation after the evidence."""
-    batch, parameters = small.batch(False), small.parameters()
+    batch, parameters = small.batch(False), FROZEN
     kept = prefill_rows(
         DECODER, parameters, *(jnp.asarray(array) for array in batch[:3])
     )  # fmt: skip
@@ -82,7 +83,7 @@ def test_edited_values_are_the_edit_during_attention():
 
     @jax.jit
     def states(evidence, edit):
-        upper = frozen.upper_decoder(DECODER, small.parameters(), LAYER)
+        upper = frozen.upper_decoder(DECODER, FROZEN, LAYER)
         return frozen.upper_states(*upper, reading._replace(evidence=evidence), edit)
 
     # The reading's evidence is that of the upper layers alone: its first layer is the edit's.
@@ -98,7 +99,7 @@ def test_edited_values_are_the_edit_during_attention():
 def test_values_below_the_interface_stay_as_they_are():
     batch = small.batch()
     whole = prefill_rows(
-        DECODER, small.parameters(), *(jnp.asarray(array) for array in batch[:3])
+        DECODER, FROZEN, *(jnp.asarray(array) for array in batch[:3])
     )  # fmt: skip
     edited, _ = apply_value_edit(whole, small.edit(), LAYER)
     np.testing.assert_array_equal(edited.values[:LAYER], whole.values[:LAYER])
@@ -114,11 +115,11 @@ ADAPTATION = AdaptationConfig("oracle", "sgd", steps=2, learning_rate=0.5)
 def test_adapted_answers_are_those_of_the_last_state():
     method, parameters = small.method("shared"), small.drawn("shared")
     found = answer_adapted(
-        DECODER, small.parameters(), small.batch(False), small.batch(), method, parameters,
+        DECODER, FROZEN, small.batch(False), small.batch(), method, parameters,
         ADAPTATION, layer=LAYER, answer_tokens=NEW,
     )  # fmt: skip
     features, trajectory, _ = jax.jit(functools.partial(adapt, ADAPTATION, method, DECODER))(
-        small.parameters(), parameters, small.reading(answers=False), small.reading()
+        FROZEN, parameters, small.reading(answers=False), small.reading()
     )
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)
     edit = Method(method, DECODER).apply(
@@ -133,13 +134,13 @@ def test_slot_chooses_tokens_from_moved_states():
     config = AdaptationConfig("question", "adam", steps=2, learning_rate=0.1)
     batch = small.batch(False)
     found = answer_adapted(
-        DECODER, small.parameters(), batch, None, None, None, config,
+        DECODER, FROZEN, batch, None, None, None, config,
         layer=LAYER, answer_tokens=NEW,
     )  # fmt: skip
     assert not found.bias.any()
     assert not np.array_equal(found.tokens, answer(None).tokens)
     deltas, _ = jax.jit(functools.partial(slot, config, DECODER, layer=LAYER))(
-        small.parameters(), small.reading(answers=False)
+        FROZEN, small.reading(answers=False)
     )
     asked, lengths = batch.is_question.sum(axis=1), np.asarray(found.lengths)
     rows = small.batch()._replace(tokens=np.array(small.batch().tokens))
@@ -149,13 +150,13 @@ def test_slot_chooses_tokens_from_moved_states():
         start = rows.positions[row, 0]
         rows.positions[row, :end] = start + np.arange(end)
         rows.positions[row, end:] = -1
-    reading = frozen.read(DECODER, small.parameters(), rows, layer=LAYER)
+    reading = frozen.read(DECODER, FROZEN, rows, layer=LAYER)
 
     @jax.jit
     def likeliest(reading, delta):
-        upper = frozen.upper_decoder(DECODER, small.parameters(), LAYER)
+        upper = frozen.upper_decoder(DECODER, FROZEN, LAYER)
         states = frozen.upper_states(*upper, reading, None) + delta[:, None]
-        return (states @ small.parameters()["output"]["kernel"]).argmax(axis=-1)
+        return (states @ FROZEN["output"]["kernel"]).argmax(axis=-1)
 
     chosen = np.asarray(likeliest(reading, deltas[-1]))
     for row in range(4):

@@ -17,6 +17,8 @@ from icorag_jax.lm.evidence import prefill_rows
 from icorag_jax.rag import frozen
 from icorag_jax.rag.learning import answer_losses
 
+FROZEN = small.parameters()
+
 
 @functools.partial(jax.jit, static_argnames="chunk")
 def upper(parameters, reading, edit, chunk=None):
@@ -40,23 +42,23 @@ def whole(parameters, batch, edit):
 
 @pytest.fixture(scope="module")
 def expected():
-    return whole(small.parameters(), small.batch(), small.edit())
+    return whole(FROZEN, small.batch(), small.edit())
 
 
 def test_reading_and_upper_layers_are_one_pass(expected):
-    found, _ = upper(small.parameters(), small.reading(), small.edit())
+    found, _ = upper(FROZEN, small.reading(), small.edit())
     real = small.batch().positions >= 0
     np.testing.assert_allclose(found[real], expected.states[real], atol=1e-5, rtol=1e-5)
     states = small.reading().context.question_states
     np.testing.assert_allclose(states[real], expected.features[real], atol=1e-5, rtol=1e-5)
     # The edit does something where there are passages, or this would be no test of it.
-    plain, _ = upper(small.parameters(), small.reading(), None)
+    plain, _ = upper(FROZEN, small.reading(), None)
     moved = np.abs(plain - found).max(axis=(1, 2))
     assert (moved[:3] > 0.1).all() and moved[3] == 0
 
 
 def test_layers_in_a_list_and_evidence_in_chunks(expected):
-    unstacked = decoder.unstack_layers(small.parameters())
+    unstacked = decoder.unstack_layers(FROZEN)
     found, _ = upper(unstacked, small.reading(), small.edit(), chunk=28)
     real = small.batch().positions >= 0
     np.testing.assert_allclose(found[real], expected.states[real], atol=1e-5, rtol=1e-5)
@@ -64,10 +66,10 @@ def test_layers_in_a_list_and_evidence_in_chunks(expected):
 
 def test_the_upper_decoder_has_the_upper_layers_and_windows():
     config = dataclasses.replace(DECODER, windows=(None, 3, 5, 7))
-    found, parameters = frozen.upper_decoder(config, small.parameters(), 1)
+    found, parameters = frozen.upper_decoder(config, FROZEN, 1)
     assert found.num_hidden_layers == 3 and found.windows == (3, 5, 7)
     for one, all_layers in zip(
-        jax.tree.leaves(parameters["layers"]), jax.tree.leaves(small.parameters()["layers"]),
+        jax.tree.leaves(parameters["layers"]), jax.tree.leaves(FROZEN["layers"]),
         strict=True,
     ):  # fmt: skip
         np.testing.assert_array_equal(one, all_layers[1:])
@@ -86,10 +88,8 @@ def test_a_fresh_method_is_the_frozen_model_bit_for_bit(dtype):
 
 
 def test_answers_and_padding_are_seen_by_no_row_before_them():
-    other = frozen.read(
-        DECODER, small.parameters(), small.other_answers(small.batch()), layer=LAYER
-    )
-    one, two = (upper(small.parameters(), kept, small.edit())[0] for kept in (
+    other = frozen.read(DECODER, FROZEN, small.other_answers(small.batch()), layer=LAYER)
+    one, two = (upper(FROZEN, kept, small.edit())[0] for kept in (
         small.reading(), other
     ))  # fmt: skip
     asked = small.batch().is_question
@@ -99,8 +99,8 @@ def test_answers_and_padding_are_seen_by_no_row_before_them():
 
 def test_losses_are_those_of_numpy():
     """Of answers, by a softmax over the logits of the token before each."""
-    states, (losses, exact) = upper(small.parameters(), small.reading(), small.edit())
-    kernel = np.asarray(small.parameters()["output"]["kernel"], np.float64)
+    states, (losses, exact) = upper(FROZEN, small.reading(), small.edit())
+    kernel = np.asarray(FROZEN["output"]["kernel"], np.float64)
     batch = small.batch()
     for row in range(4):
         places = np.flatnonzero(batch.is_answer[row])
@@ -113,8 +113,8 @@ def test_losses_are_those_of_numpy():
 
 
 def test_an_answer_that_is_the_likeliest_is_exact():
-    states, _ = upper(small.parameters(), small.reading(), None)
-    scores = np.asarray(states) @ np.asarray(small.parameters()["output"]["kernel"])
+    states, _ = upper(FROZEN, small.reading(), None)
+    scores = np.asarray(states) @ np.asarray(FROZEN["output"]["kernel"])
     batch = small.batch()
     # The first token of each answer becomes the likeliest after its question; no others remain.
     first = batch.is_question.sum(axis=1)
@@ -122,7 +122,7 @@ def test_an_answer_that_is_the_likeliest_is_exact():
     tokens[np.arange(4), first] = scores[np.arange(4), first - 1].argmax(axis=-1)
     one = np.arange(tokens.shape[1]) == first[:, None]
     reading = small.reading()._replace(tokens=jnp.asarray(tokens), is_answer=jnp.asarray(one))
-    _, (_, exact) = upper(small.parameters(), reading, None)
+    _, (_, exact) = upper(FROZEN, reading, None)
     assert exact.tolist() == [1, 1, 1, 1]
 
 
