@@ -171,7 +171,7 @@ def learn(
     checkpoints: Path,
     *,
     place: Callable[[Reading], Reading] = lambda reading: reading,
-) -> tuple[Any, list[dict[str, float]]]:
+) -> tuple[Any, list[dict[str, int | float]]]:
     """Trains a method, going on from the last checkpoint if there is one.
 
     Args:
@@ -195,7 +195,7 @@ def learn(
     parameters = init_method(method, decoder, key)
     state = LearningState(jnp.int32(0), parameters, make_optimizer(config).init(parameters))
     count = readings.tokens.shape[0]
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, int | float]] = []
     recent: list[LearningLosses] = []
     with open_checkpoints(checkpoints) as stored:
         (state, history) = stored.restore((state, _empty_history(config)))

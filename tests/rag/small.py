@@ -96,10 +96,13 @@ def reading(dtype: Any = jnp.float32, answers: bool = True) -> Reading:
     return frozen.read(DECODER, parameters(dtype), batch(answers), layer=LAYER)
 
 
+init = jax.jit(init_method, static_argnums=(0, 1))
+
+
 @functools.cache
 def fresh(kind: Kind) -> Any:
     """Parameters of a method that was not trained."""
-    return init_method(method(kind), DECODER, jax.random.key(1))
+    return init(method(kind), DECODER, jax.random.key(1))
 
 
 @functools.cache

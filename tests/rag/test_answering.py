@@ -162,3 +162,18 @@ def test_slot_chooses_tokens_from_moved_states():
     for row in range(4):
         expected = chosen[row, asked[row] - 1 : asked[row] - 1 + lengths[row]]
         np.testing.assert_array_equal(found.tokens[row, : lengths[row]], expected)
+
+
+@pytest.mark.parametrize("kind", [None, "shared"])
+def test_a_backbone_in_half_precision_can_be_adapted(kind):
+    """Its programs have no mixed precision that nobody asked for; they are traced alone."""
+    method, parameters = (small.method(kind), small.drawn(kind)) if kind else (None, None)
+    config = AdaptationConfig("question", "adam", steps=2, learning_rate=0.1)
+    found = jax.eval_shape(
+        lambda frozen: answer_adapted(
+            DECODER, frozen, small.batch(False), None, method, parameters, config,
+            layer=LAYER, answer_tokens=NEW,
+        ),
+        small.parameters(jnp.bfloat16),
+    )  # fmt: skip
+    assert found.tokens.shape == (4, NEW) and found.bias.dtype == jnp.float32

@@ -15,7 +15,6 @@ from icorag_jax.rag.method import (
     Method,
     MethodConfig,
     count_parameters,
-    init_method,
     predict_change,
 )
 
@@ -155,7 +154,7 @@ def test_how_many_parameters_there_are():
 
 def test_initialization_goes_by_its_key():
     one, other = (
-        init_method(small.method("updater"), DECODER, jax.random.key(seed)) for seed in (1, 2)
+        small.init(small.method("updater"), DECODER, jax.random.key(seed)) for seed in (1, 2)
     )
     small.assert_trees_equal(one, small.fresh("updater"))
     score = ("updater", "keys", "score")
