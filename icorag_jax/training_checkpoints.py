@@ -31,14 +31,27 @@ class TrainingCheckpoints:
         step = self._manager.latest_step()
         if step is None:
             return state
+        path = self._folder / str(step)
+        damaged = f"{path} is damaged: delete it to go on from the state before"
+        try:
+            stored = _shapes(self._manager.item_metadata(step))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(f"{damaged} ({error})") from error
+        if not stored:
+            raise ValueError(damaged)
+        expected = _shapes(state)
+        for name in sorted(stored.keys() | expected.keys()):
+            found, wanted = (shapes.get(name, "not there") for shapes in (stored, expected))
+            if found != wanted:
+                raise ValueError(
+                    f"{path} is of another training ({name} is {found}, in this one {wanted}): "
+                    "pass another folder"
+                )
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(template))
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(
-                f"{self._folder / str(step)} is damaged or of another training ({error}): delete "
-                "it to go on from the state before, or pass another folder"
-            ) from error
+            raise ValueError(f"{damaged} ({error})") from error
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state after `step` steps, and returns when it is whole on disk."""
@@ -51,5 +64,15 @@ def open_checkpoints(folder: Path) -> Iterator[TrainingCheckpoints]:
     """The states of a training, in a folder that is created if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+    with ocp.CheckpointManager(
+        folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+    ) as manager:
         yield TrainingCheckpoints(manager, folder)
+
+
+def _shapes(state: Any) -> dict[str, str]:
+    """Dtype and shape of each array of a state, or of what is known of a stored one."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {leaf.shape}"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }

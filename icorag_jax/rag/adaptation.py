@@ -76,7 +76,8 @@ def adapt(
         parameters: of the method.
         reading: of the questions: the interface's features come from here.
         objective: of the rows that the objective is on, after the same evidence: of the questions
-            themselves, or for `cloze` of a passage, see `cloze_rows`; for `oracle` with answers.
+            themselves, or for `cloze` of `icorag_jax.rag.batches.cloze_rows`; for `oracle` with
+            answers.
         learning_rate: in the place of the one of `config`, so that one program serves several.
 
     Returns:
@@ -93,7 +94,8 @@ def adapt(
         each = _objective(config.objective, upper, upper_parameters, objective, states)
         return each.sum(), each
 
-    return features, *_descend(config, total, start, learning_rate)
+    trajectory, losses = _descend(config, total, start, learning_rate)
+    return features, trajectory, losses
 
 
 def slot(
@@ -107,8 +109,7 @@ def slot(
 ) -> tuple[Float[Array, "steps batch width"], Float[Array, "steps batch"]]:
     """SLOT (Hu et al. 2025): a vector a query, added to all final states of the frozen model.
 
-    Its objective is the cross entropy of the question's tokens. Returns the vectors after each
-    step, and each query's objective before it.
+    Its objective is the cross entropy of the question's tokens.
 
     Args:
         config: how; the objective must be `question`.
@@ -117,6 +118,9 @@ def slot(
         reading: of the questions.
         layer: the one that the reading goes up to.
         learning_rate: as in `adapt`.
+
+    Returns:
+        The vectors after each step, and each query's objective before each step.
 
     Raises:
         ValueError: another objective.
@@ -145,7 +149,8 @@ def _descend(
     def step(carry: tuple, _: None) -> tuple:
         state, moments = carry
         slopes, each = jax.grad(total, has_aux=True)(state)
-        updates, moments = optimizer.update(slopes, moments, state)
+        with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
+            updates, moments = optimizer.update(slopes, moments, state)
         state = optax.apply_updates(state, updates)
         return (state, moments), (state, each)
 

@@ -200,6 +200,8 @@ def answer_edited(
     """
     evidence, reading, cache = prepared.evidence, prepared.reading, prepared.cache
     states, positions = reading.context.question_states, reading.positions
+    if delta is not None:
+        delta = delta.astype(states.dtype)
     bias = jnp.zeros(reading.context.present.shape, jnp.float32)
     if edit is not None:
         bias = edit.logit_bias.mean(axis=(0, 2))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from icorag_jax.data.pieces import PromptTokenizer
+from icorag_jax.data.pieces import PromptTokenizer, tokenize_piece
 from icorag_jax.data.prompts import Prompt, PromptTemplate, make_prompt
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.context import retriever_traits
@@ -93,8 +93,9 @@ def make_batch(
         answers: whether rows go on with an answer; for training on it.
 
     Raises:
-        ValueError: a question is longer than `config.question_tokens`, a prompt longer than the
-            model's context, or there are no questions; the message has the question's id.
+        ValueError: a question is longer than `config.question_tokens` (the message has its id), the
+            instruction longer than `config.evidence_tokens`, a prompt may be longer than the
+            model's context, or there are no questions.
     """
     if not questions:
         raise ValueError("there are no questions")
@@ -104,6 +105,7 @@ def make_batch(
             f"evidence, question and answer take up to {longest} tokens, but the model's context "
             f"is {decoder.context}: pass a smaller evidence_tokens"
         )
+    _check_instruction(config, tokenizer, template)
     rows = config.question_tokens + (config.answer_tokens if answers else 0)
     count = len(questions)
     batch = Batch(
@@ -119,16 +121,16 @@ def make_batch(
     )
     scores = np.zeros((count, config.passages))
     for row, asked in enumerate(questions):
-        prompt = _prompt(config, tokenizer, template, asked)
+        first = _question(config, tokenizer, template, asked)
+        prompt = make_prompt(
+            tokenizer, template, asked.passages[: config.passages], asked.question.question,
+            max_tokens=config.evidence_tokens + len(first),
+            min_passage_tokens=config.min_passage_tokens,
+        )  # fmt: skip
         _fill_evidence(batch, row, prompt)
         batch.present[row, : len(prompt.passages)] = True
         scores[row, : len(prompt.passages)] = asked.scores[: len(prompt.passages)]
-        start, first = len(prompt.evidence_tokens), prompt.question_tokens
-        if len(first) > config.question_tokens:
-            raise ValueError(
-                f"question {asked.question.id} takes {len(first)} tokens, question_tokens is "
-                f"{config.question_tokens}"
-            )
+        start = len(prompt.evidence_tokens)
         tokens = [first]
         if answers:
             tokens.append(_answer(config, decoder, tokenizer, asked.question.answers[0]))
@@ -162,22 +164,32 @@ def cloze_rows(batch: Batch) -> Batch:
     return rows
 
 
-def _prompt(
+def _check_instruction(
+    config: BatchConfig, tokenizer: PromptTokenizer, template: PromptTemplate
+) -> None:
+    """Raises a ValueError where the instruction leaves no room."""
+    size = len(tokenize_piece(tokenizer, template.instruction, {}).tokens)
+    if size > config.evidence_tokens:
+        raise ValueError(
+            f"the instruction takes {size} tokens, evidence_tokens is {config.evidence_tokens}"
+        )
+
+
+def _question(
     config: BatchConfig,
     tokenizer: PromptTokenizer,
     template: PromptTemplate,
     asked: RetrievedQuestion,
-) -> Prompt:
-    question = make_prompt(
-        tokenizer, template, (), asked.question.question,
-        max_tokens=config.evidence_tokens + config.question_tokens,
-        min_passage_tokens=config.min_passage_tokens,
-    )  # fmt: skip
-    return make_prompt(
-        tokenizer, template, asked.passages[: config.passages], asked.question.question,
-        max_tokens=config.evidence_tokens + len(question.question_tokens),
-        min_passage_tokens=config.min_passage_tokens,
-    )  # fmt: skip
+) -> Int[np.ndarray, " tokens"]:
+    """The tokens of a question, after checking how many there are."""
+    values = {"question": asked.question.question}
+    found = tokenize_piece(tokenizer, template.question, values).tokens
+    if len(found) > config.question_tokens:
+        raise ValueError(
+            f"question {asked.question.id} takes {len(found)} tokens, question_tokens is "
+            f"{config.question_tokens}"
+        )
+    return np.asarray(found, np.int32)
 
 
 def _fill_evidence(batch: Batch, row: int, prompt: Prompt) -> None:

@@ -7,7 +7,7 @@ Axes: `evidence` rows of instruction and passages, `tokens` rows of question and
 of a question, `width` features of the residual stream, `traits` what the retriever says.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -52,20 +52,27 @@ def retriever_traits(
     known = np.where(present, scores, 0.0)
     centred = np.where(present, known - known.sum(axis=1, keepdims=True) / count, 0.0)
     deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-    score = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 1e-6)
+    # Smaller differences are rounding errors of the retriever's.
+    least = 1e-6 * np.abs(known).max(axis=1, keepdims=True, initial=0)
+    score = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > least)
     rank = np.where(present, 1.0 / np.arange(1, scores.shape[1] + 1), 0.0)
     return np.stack([score, rank], axis=-1).astype(np.float32)
 
 
-def control_context(context: Context, control: Control, key: PRNGKeyArray) -> Context:
+def control_context(context: Context, control: Control, key: PRNGKeyArray | None) -> Context:
     """What an updater is fed in a control; the model itself goes on reading the right passages.
 
     Args:
         context: of a batch.
         control: `shuffled`, each question with the passages of the one before it in the batch;
             `random`, states of noise as large as those of the evidence; `empty`, no passages.
-        key: of the noise.
+        key: of the noise; the other controls need none.
+
+    Raises:
+        ValueError: `random` without a key, or no such control.
     """
+    if control not in get_args(Control):
+        raise ValueError(f"control must be one of {get_args(Control)}, got {control!r}")
     if control == "shuffled":
         return context._replace(
             evidence_states=jnp.roll(context.evidence_states, 1, axis=0),
@@ -74,6 +81,8 @@ def control_context(context: Context, control: Control, key: PRNGKeyArray) -> Co
             present=jnp.roll(context.present, 1, axis=0),
         )
     if control == "random":
+        if key is None:
+            raise ValueError("the control random takes a key")
         states = context.evidence_states
         noise = jax.random.normal(key, states.shape, states.dtype)
         scale = jnp.sqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True))

@@ -162,7 +162,10 @@ def learning_step(
         method, decoder, frozen, state.parameters, reading, config.bias_penalty
     )
     norm = optax.tree.norm(slopes)
-    updates, optimizer = make_optimizer(config).update(slopes, state.optimizer, state.parameters)
+    with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
+        updates, optimizer = make_optimizer(config).update(
+            slopes, state.optimizer, state.parameters
+        )
     new = LearningState(state.step, optax.apply_updates(state.parameters, updates), optimizer)
     kept = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(norm), a, b), new, state)
     return kept._replace(step=state.step + 1), losses._replace(gradient_norm=norm)
@@ -177,7 +180,7 @@ def learn(
     checkpoints: Path,
     *,
     place: Callable[[Reading], Reading] = lambda reading: reading,
-) -> tuple[Any, list[dict[str, float]]]:
+) -> tuple[Any, list[dict[str, int | float]]]:
     """Trains a method, going on from the last checkpoint if there is one.
 
     Args:
@@ -190,16 +193,18 @@ def learn(
         place: puts a batch on devices, as `sharding.shard_like` does.
 
     Returns:
-        The method's parameters, and the losses from checkpoint to checkpoint.
+        The method's parameters, and the losses from checkpoint to checkpoint: means over the steps
+        in which all were finite; the others have changed nothing.
 
     Raises:
-        FloatingPointError: losses were not finite from one checkpoint to the next.
+        FloatingPointError: there was no such step from one checkpoint to the next.
+        ValueError: the last checkpoint is damaged, or of another training.
     """
     key = jax.random.key(config.seed)
     parameters = init_method(method, decoder, key)
     state = LearningState(jnp.int32(0), parameters, make_optimizer(config).init(parameters))
     count = readings.tokens.shape[0]
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, int | float]] = []
     recent: list[LearningLosses] = []
     with open_checkpoints(checkpoints) as stored:
         (state, history) = stored.restore((state, _empty_history(config)))
@@ -218,11 +223,14 @@ def learn(
                 recent.append(losses)
                 if (step + 1) % config.checkpoint_every and step + 1 < config.steps:
                     continue
-                found = np.mean(jax.device_get(recent), axis=0)
-                if not np.isfinite(found).any():
+                found = np.asarray(jax.device_get(recent))
+                finite = np.isfinite(found).all(axis=1)
+                if not finite.any():
                     raise FloatingPointError(
-                        f"no loss was finite up to step {step + 1}: pass a smaller learning rate"
+                        f"no step of the last {len(found)} up to step {step + 1} had finite losses "
+                        "and gradients: pass a smaller learning rate"
                     )
+                found = found[finite].mean(axis=0)
                 history[step // config.checkpoint_every] = found
                 progress.set_postfix(answers=f"{found[0]:.3f}", exact=f"{found[2]:.3f}")
                 stored.save(step + 1, (state, jnp.asarray(history)))

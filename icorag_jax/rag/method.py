@@ -9,7 +9,7 @@
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
-from icorag_jax.rag.context import Context
+from icorag_jax.rag.context import TRAITS, Context
 from icorag_jax.rag.interface import Features, Interface, InterfaceConfig, InterfaceState
 from icorag_jax.rag.updater import Updater, UpdaterConfig
 
@@ -40,6 +40,13 @@ class MethodConfig:
     interface: InterfaceConfig
     updater: UpdaterConfig
     passages: int
+
+    def __post_init__(self):
+        """Checks the ranges."""
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {get_args(Kind)}, got {self.kind!r}")
+        if self.passages < 1:
+            raise ValueError(f"passages must be at least 1, got {self.passages}")
 
 
 class Method(nn.Module):
@@ -94,7 +101,7 @@ def init_method(config: MethodConfig, decoder: DecoderConfig, key: Any) -> Any:
         passage_of=jnp.zeros((1, 1), jnp.int32),
         question_states=jnp.zeros((1, 1, width)),
         is_question=jnp.ones((1, 1), bool),
-        traits=jnp.zeros((1, passages, 2)),
+        traits=jnp.zeros((1, passages, TRAITS)),
         present=jnp.ones((1, passages), bool),
     )
     return Method(config, decoder).init(key, context)["params"]
@@ -130,7 +137,7 @@ def predict_change(
     module = Method(config, decoder)
     _, state = module.apply({"params": parameters}, context, method=Method.state)
     shared = parameters["interface"]
-    change = [state.bias - shared["bias"], state.value - shared["value"]]
+    change = [state.bias - shared["bias"][None], state.value - shared["value"][None]]
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in change], axis=1)
 
 

@@ -65,8 +65,8 @@ def save_method(folder: Path, stored: StoredMethod) -> None:
         "method": dataclasses.asdict(stored.method),
         "batch": dataclasses.asdict(stored.batch),
         "backbone": stored.backbone,
-        "sha256": hashlib.sha256(data).hexdigest(),
     }
+    settings["sha256"] = _checksum(settings, data)
 
     def write(temporary: Path) -> None:
         (temporary / _SETTINGS).write_text(f"{json.dumps(settings, indent=2)}\n", encoding="utf-8")
@@ -102,8 +102,11 @@ def load_method(folder: Path, decoder: DecoderConfig, backbone: str) -> StoredMe
         for_backbone, checksum = settings["backbone"], settings["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / _SETTINGS} is not of a method: {error}") from error
-    if hashlib.sha256(data).hexdigest() != checksum:
-        raise CheckpointError(f"{folder / _WEIGHTS} is not as it was written: truncated or altered")
+    if _checksum(settings, data) != checksum:
+        raise CheckpointError(
+            f"{folder / _WEIGHTS} or {_SETTINGS} beside it is not as it was written: truncated or "
+            "altered"
+        )
     if for_backbone != backbone:
         raise CheckpointError(
             f"{folder} was trained for another backbone ({for_backbone[:12]}, this one is "
@@ -112,7 +115,7 @@ def load_method(folder: Path, decoder: DecoderConfig, backbone: str) -> StoredMe
     try:
         template = jax.eval_shape(lambda key: init_method(method, decoder, key), jax.random.key(0))
         parameters = _unflatten(template, load(data))
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / _WEIGHTS} does not fit its settings: {error}") from error
     return StoredMethod(method, batch, parameters, for_backbone)
 
@@ -127,6 +130,14 @@ def trained_for(folder: Path) -> str:
     if not isinstance(found, str):
         raise CheckpointError(f"{folder / _SETTINGS} is not of a method: it names no backbone")
     return found
+
+
+def _checksum(settings: dict[str, Any], data: bytes) -> str:
+    """The SHA-256 of all that is stored but of itself, in hexadecimal."""
+    rest = {name: value for name, value in settings.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def _flatten(parameters: Parameters) -> dict[str, np.ndarray]:

@@ -1,0 +1,181 @@
+"""Learning: what it minimizes, what a step may not do, and that it goes on where it was killed."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from small import DECODER
+
+from icorag_jax.rag import frozen, learning
+from icorag_jax.rag.interface import InterfaceConfig
+from icorag_jax.rag.learning import LearningConfig, LearningState, learn
+from icorag_jax.rag.method import predict_change
+from icorag_jax.training_checkpoints import TrainingCheckpoints
+
+FROZEN, READINGS = small.parameters(), jax.device_get(small.reading())
+CONFIG = LearningConfig(
+    steps=6, batch=3, learning_rate=3e-2, weight_decay=1e-3, bias_penalty=1e-2, seed=4,
+    checkpoint_every=2,
+)  # fmt: skip
+METHOD = small.method("updater")
+
+
+def train(folder, config=CONFIG, method=METHOD, **options):
+    return learn(method, DECODER, config, FROZEN, READINGS, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("trained"))
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_training_goes_on_to_the_same_end(tmp_path, monkeypatch, trained):
+    """Killed at the second of three checkpoints, before it is written."""
+    save = TrainingCheckpoints.save
+
+    def fail(self, step, state):
+        if step > 3:
+            raise KilledError
+        save(self, step, state)
+
+    monkeypatch.setattr(TrainingCheckpoints, "save", fail)
+    with pytest.raises(KilledError):
+        train(tmp_path)
+    monkeypatch.undo()
+    calls = []
+    step = learning.learning_step
+    monkeypatch.setattr(
+        learning, "learning_step", lambda *inputs: calls.append(inputs) or step(*inputs)
+    )
+    parameters, history = train(tmp_path)
+    assert [int(inputs[4].step) for inputs in calls] == [2, 3, 4, 5]
+    small.assert_trees_equal(parameters, trained[0])
+    assert history == trained[1]
+    # And once more there is nothing left to do.
+    again, history = train(tmp_path)
+    assert len(calls) == 4 and history == trained[1]
+    small.assert_trees_equal(again, trained[0])
+
+
+def test_the_history_has_a_row_a_checkpoint(trained):
+    _, history = trained
+    assert [row["step"] for row in history] == [2, 4, 6]
+    assert list(history[0]) == ["step", "answers", "penalty", "exact", "gradient_norm"]
+    assert all(np.isfinite(list(row.values())).all() for row in history)
+
+
+def test_updates_of_different_questions_differ_after_learning(trained):
+    found = np.asarray(
+        jax.jit(predict_change, static_argnums=(0, 1))(
+            METHOD, DECODER, trained[0], small.reading().context
+        )
+    )
+    assert not found[3].any()  # no passages
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(found[one] - found[other]).max() > 1e-4
+
+
+def test_a_training_of_other_sizes_is_refused(tmp_path):
+    config = dataclasses.replace(CONFIG, steps=2)
+    train(tmp_path, config)
+    interface = InterfaceConfig(layer=2, pools=2, pool_features=5, rank=3)
+    other = dataclasses.replace(METHOD, interface=interface)
+    message = r"2 is of another training \(0/.*interface.* is float32 \(.*another folder"
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, config, other)
+    with pytest.raises(ValueError, match=r"2 is of another training .*in this one not there"):
+        train(tmp_path, config, small.method("shared"))
+
+
+def test_a_few_questions_are_learned_by_heart(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, steps=40, batch=3, checkpoint_every=10, learning_rate=0.1, weight_decay=0.0,
+        bias_penalty=0.0,
+    )  # fmt: skip
+    _, history = train(tmp_path, config)
+    losses = [row["answers"] for row in history]
+    assert losses[-1] < 0.8 * losses[0] and losses == sorted(losses, reverse=True)
+
+
+def start(kind="updater"):
+    parameters = small.drawn(kind)
+    optimizer = learning.make_optimizer(CONFIG).init(parameters)
+    return LearningState(jnp.int32(3), parameters, optimizer)
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing():
+    state = start()
+    picked = frozen.take_readings(READINGS, np.asarray([0, 1, 2]))
+    step = functools.partial(learning.learning_step, METHOD, DECODER, CONFIG, FROZEN)
+    states = picked.context.question_states.copy()
+    states[1, 0] = np.nan
+    poisoned = picked._replace(context=picked.context._replace(question_states=states))
+    found, losses = step(state, poisoned)
+    assert found.step == 4 and not np.isfinite(losses.gradient_norm)
+    small.assert_trees_equal(found.parameters, state.parameters)
+    small.assert_trees_equal(found.optimizer, state.optimizer)
+    # Steps that have one change all of them, the second that is: the first has a rate of zero.
+    found, losses = step(step(state, picked)[0], picked)
+    assert found.step == 5 and np.isfinite(losses.gradient_norm)
+    for one, other in zip(
+        jax.tree.leaves(found.parameters), jax.tree.leaves(state.parameters), strict=True
+    ):
+        assert not np.array_equal(one, other)
+
+
+def poison(which):
+    """Puts NaN into the batches of some steps on their way to the device."""
+    seen = []
+
+    def place(reading):
+        seen.append(len(seen))
+        if seen[-1] not in which:
+            return reading
+        states = np.full_like(reading.context.question_states, np.nan)
+        return reading._replace(context=reading.context._replace(question_states=states))
+
+    return place
+
+
+def test_one_bad_batch_is_passed_over(tmp_path):
+    """Losses are means over the others, and the parameters stay finite."""
+    parameters, history = train(tmp_path, place=poison({2}))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters))
+    assert all(np.isfinite(list(row.values())).all() for row in history)
+
+
+def test_nothing_but_bad_batches_is_an_error(tmp_path):
+    message = r"no step of the last 2 up to step 4 had finite losses .*smaller learning rate"
+    with pytest.raises(FloatingPointError, match=message):
+        train(tmp_path, place=poison({2, 3}))
+
+
+def test_the_loss_is_that_of_answers_with_a_penalty_on_biases():
+    """Against NumPy, from the edit and the losses that other tests hold."""
+    reading, parameters = small.reading(), small.drawn("updater")
+
+    @jax.jit
+    def loss(parameters):
+        return learning.method_loss(METHOD, DECODER, FROZEN, parameters, reading, 0.25)
+
+    @jax.jit
+    def answers(edit):
+        upper = frozen.upper_decoder(DECODER, FROZEN, small.LAYER)
+        return learning.answer_losses(*upper, reading, edit)
+
+    total, found = loss(parameters)
+    edit = small.edit("updater")
+    losses, exact = answers(edit)
+    penalty = np.square(np.asarray(edit.logit_bias, np.float64)).mean()
+    np.testing.assert_allclose(found.answers, np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(found.penalty, penalty, rtol=1e-4)
+    assert found.exact == np.mean(exact)
+    np.testing.assert_allclose(total, np.mean(losses) + 0.25 * penalty, rtol=1e-5)
