@@ -11,32 +11,22 @@ the right answer.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
-import pandas as pd
 import tyro
 
 from experiments.support import qa_report
 from experiments.support.command import run_command
-from experiments.support.qa_data import QaData, QuestionSets, load_questions
-from experiments.support.qa_methods import (
-    Subject,
-    answer_questions,
-    best_adaptation,
-    train_methods,
-    tune_adaptation,
-    update_cosines,
-)
-from experiments.support.qa_settings import MethodName, QaMethods
+from experiments.support.qa_data import QaData, load_questions
+from experiments.support.qa_methods import Subject
+from experiments.support.qa_run import run_cell
+from experiments.support.qa_settings import QaMethods
 from experiments.support.qa_tables import PAIRS, comparison_table, score_table
-from experiments.support.run_folder import Run, RunFolderError, open_run
+from experiments.support.run_folder import open_run
 from icorag_jax.backbones.loading import load_backbone
-from icorag_jax.rag.adaptation import AdaptationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +38,6 @@ class Config:
         resume: go on with the run that the folder holds.
         backbone: name of a shipped one, a folder, or a hub id.
         dtype: of parameters and compute.
-        held_out: benchmarks that are not trained on; if there are any, nothing else is evaluated.
         cache: folder of indexes and searches; by default one in the run's own.
         bootstrap: draws of an interval.
         questions: which questions, and how their passages are found.
@@ -59,7 +48,6 @@ class Config:
     resume: bool = False
     backbone: str = "llama"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    held_out: tuple[str, ...] = ()
     cache: Path | None = None
     bootstrap: int = 10_000
     questions: Annotated[QaData, tyro.conf.arg(name="")] = QaData()  # noqa: RUF009
@@ -89,75 +77,19 @@ def main(config: Config) -> None:
     with open_run(config.out, "qa", config, resume=config.resume) as run:
         sets = load_questions(config.questions, config.cache or run.path / "cache")
         subject = Subject(backbone, config.use, config.questions.passages)
-        _check_inputs(run, subject, sets)
-        training = {
-            name: asked for name, asked in sets.train.items() if name not in config.held_out
-        }
-        methods, adaptations, tuned = _fit(run, config, subject, training)
-        answers = []
-        for name, asked in sets.evaluation.items():
-            if config.held_out and name not in config.held_out:
-                continue
-            cell = run.cell(
-                f"answers_{name}",
-                lambda asked=asked: answer_questions(subject, methods, adaptations, asked),
-            )
-            answers.append(cell.assign(benchmark=name))
-        found = pd.concat(answers, ignore_index=True)
-        scores = score_table(found, config.bootstrap, config.questions.seed)
-        compared = comparison_table(found, PAIRS, config.bootstrap, config.questions.seed)
-        run.write_table("answers", found)
+        found = run_cell(run, config.questions.retriever, subject, sets)
+        scores = score_table(found.answers, config.bootstrap, config.questions.seed)
+        compared = comparison_table(found.answers, PAIRS, config.bootstrap, config.questions.seed)
+        run.write_table("answers", found.answers)
+        run.write_table("tuning", found.tuning)
         run.write_table("scores", scores)
         run.write_table("comparisons", compared)
-        cosines = pd.DataFrame()
-        if "updater" in methods:
-            some = [asked for part in sets.evaluation.values() for asked in part[:10]]
-            cosines = run.cell(
-                "cosines",
-                lambda: pd.DataFrame({"cosine": update_cosines(subject, methods["updater"], some)}),
-            )
-        for name, figure in qa_report.draw(scores, compared, cosines).items():
+        for name, figure in qa_report.draw(scores, compared, found.cosines).items():
             run.write_figure(name, figure)
-        summary = qa_report.summarize(scores, compared, tuned, cosines)
+        summary = qa_report.summarize(scores, compared, found.tuning, found.cosines)
         run.write_account(qa_report.account(summary, scores, compared))
         run.write_summary(summary)
         print(qa_report.table(scores))
-
-
-def _fit(run: Run, config: Config, subject: Subject, training: Mapping[str, Any]) -> Any:
-    """Trained methods, tuned adaptations, and how tuning went."""
-    everything = [asked for part in training.values() for asked in part]
-    if config.use.kinds() and not everything:
-        raise ValueError("there are no training questions: pass --train-questions above 0")
-    methods = train_methods(subject, everything, run.path / "methods")
-    some = [asked for part in training.values() for asked in part[: config.use.tuning_questions]]
-    tuned = run.cell("tuning", lambda: tune_adaptation(subject, methods.get("shared"), some))
-    run.write_table("tuning", tuned)
-    names: list[MethodName] = [
-        name for name in ("slot", "tta", "oracle") if name in config.use.methods
-    ]
-    adaptations: dict[MethodName, AdaptationConfig] = {
-        name: best_adaptation(tuned, name) for name in names
-    }
-    return methods, adaptations, tuned
-
-
-def _check_inputs(run: Run, subject: Subject, sets: QuestionSets) -> None:
-    """Refuses to go on where the folder's run was on another backbone or other questions."""
-    digest = hashlib.sha256()
-    for part in (sets.train, sets.evaluation):
-        for name, questions in part.items():
-            for asked in questions:
-                ids = [passage.id for passage in asked.passages]
-                digest.update(repr((name, asked.question, ids)).encode())
-    now = pd.DataFrame(
-        {"backbone": [subject.backbone.fingerprint], "questions": [digest.hexdigest()]}
-    )
-    if not np.array_equal(run.cell("inputs", lambda: now).to_numpy(), now.to_numpy()):
-        raise RunFolderError(
-            f"{run.path} holds a run on other questions or with another backbone; pass another "
-            "--out"
-        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Training, tuning and answering: every method on questions with their passages."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from experiments.support.qa_settings import MethodName, QaMethods
@@ -70,52 +71,74 @@ class Subject:
         )
 
 
-def read_questions(subject: Subject, questions: Questions) -> Reading:
-    """Readings of questions with their answers, on the host."""
-    model = subject.backbone.model
-    parts = []
-    with tqdm(total=len(questions), unit="question", desc="read") as progress:
-        for start in range(0, len(questions), _READ_AT_ONCE):
-            some = list(questions[start : start + _READ_AT_ONCE])
-            # The last batch is filled up, so that one program serves all.
-            filled = some + some[:1] * (min(_READ_AT_ONCE, len(questions)) - len(some))
-            batch = sharding.shard_like(model.parameters, subject.batch(filled, answers=True))
-            reading = jax.device_get(
-                read(model.config, model.parameters, batch, layer=subject.layer)
-            )
-            parts.append(take_readings(reading, np.arange(len(some))))
-            progress.update(len(some))
-    return jax.tree.map(_joined, *parts)
+class Training:
+    """Training questions by benchmark, read by the frozen model when that is first needed."""
+
+    def __init__(self, subject: Subject, questions: Mapping[str, Questions]):
+        """Those questions.
+
+        Args:
+            subject: the model that reads them.
+            questions: by benchmark.
+        """
+        self.subject, self.questions = subject, questions
+
+    def among(self, names: Collection[str]) -> Int[np.ndarray, " questions"]:
+        """Which readings are of some benchmarks."""
+        owners = [name for name, part in self.questions.items() for _ in part]
+        return np.flatnonzero([owner in names for owner in owners])
+
+    @functools.cached_property
+    def readings(self) -> Reading:
+        """Readings of all questions with their answers, on the host."""
+        model = self.subject.backbone.model
+        everything = [asked for part in self.questions.values() for asked in part]
+        size = min(_READ_AT_ONCE, len(everything))
+        parts = []
+        with tqdm(total=len(everything), unit="question", desc="read") as progress:
+            for start in range(0, len(everything), size):
+                some = everything[start : start + size]
+                # The last batch is filled up, so that one program serves all.
+                filled = some + some[:1] * (size - len(some))
+                batch = self.subject.batch(filled, answers=True)
+                batch = sharding.shard_like(model.parameters, batch)
+                reading = jax.device_get(
+                    read(model.config, model.parameters, batch, layer=self.subject.layer)
+                )
+                parts.append(take_readings(reading, np.arange(len(some))))
+                progress.update(len(some))
+        return jax.tree.map(_joined, *parts)
 
 
-def train_methods(subject: Subject, questions: Questions, folder: Path) -> dict[Kind, StoredMethod]:
-    """Trains what the settings ask for, or loads what was trained before.
+def train_methods(
+    training: Training, names: Collection[str], kinds: Sequence[Kind], folder: Path
+) -> dict[Kind, StoredMethod]:
+    """Trains methods, or loads what was trained before.
 
     Args:
-        subject: the model.
-        questions: to train on.
+        training: all training questions.
+        names: the benchmarks that are trained on.
+        kinds: what is trained.
         folder: of methods and their checkpoints.
     """
     found: dict[Kind, StoredMethod] = {}
-    readings = None
+    subject = training.subject
     model, settings = subject.backbone.model, subject.settings
-    for kind in settings.kinds():
+    for kind in kinds:
         path = folder / kind
         if not path.exists():
-            readings = readings or read_questions(subject, questions)
             config = settings.method_config(kind, model.config, subject.passages)
             parameters, losses = learn(
-                config, model.config, settings.learning_config(), model.parameters, readings,
-                folder / "checkpoints" / kind,
+                config, model.config, settings.learning_config(), model.parameters,
+                training.readings, folder / "checkpoints" / kind, among=training.among(names),
                 place=lambda reading: sharding.shard_like(model.parameters, reading),
             )  # fmt: skip
             stored = StoredMethod(
                 config, settings.batch_config(subject.passages), parameters,
                 subject.backbone.fingerprint,
             )  # fmt: skip
-            pd.DataFrame(losses).assign(kind=kind).to_csv(
-                folder / f"losses_{kind}.csv", index=False
-            )
+            table = pd.DataFrame(losses).assign(kind=kind)
+            write_atomically(folder / f"losses_{kind}.csv", table.to_csv(index=False).encode())
             save_method(path, stored)
         found[kind] = load_method(path, model.config, subject.backbone.fingerprint)
     return found

@@ -1,12 +1,16 @@
 """Summary, account and figures of question answering, as values."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.support.claims import Claim, claims_markdown
 from experiments.support.qa_tables import ALL
+from icorag_jax.data.world import CONTROL
 
 _COLOURS = {
     "closed_book": "#BBBBBB", "frozen": "#888888", "shared": "#56B4E9", "blind": "#E69F00",
@@ -30,7 +34,96 @@ def summarize(
         quantiles = np.quantile(cosines["cosine"], [0.05, 0.25, 0.5, 0.75, 0.95])
         names = ("q05", "q25", "median", "q75", "q95")
         summary["update_cosines"] = dict(zip(names, quantiles.tolist(), strict=True))
-    return summary
+    return summary | {"claims": [dataclasses.asdict(claim) for claim in claims(summary)]}
+
+
+def claims(summary: Mapping[str, Any]) -> list[Claim]:
+    """What should hold of one backbone and retriever."""
+    compared = pd.DataFrame(summary["comparisons"])
+    found = [
+        _gain_claim(compared, "updater", "shared", "The updater beats the shared interface"),
+        _gain_claim(compared, "updater", "blind", "It beats a context-blind one of equal size"),
+        _control_claim(compared),
+        *(
+            _loss_claim(compared, f"updater_{name}", f"Fed {name} evidence, its gain is gone")
+            for name in ("shuffled", "random")
+        ),
+        adaptation_claim(compared),
+    ]
+    if "update_cosines" in summary:
+        median = summary["update_cosines"]["median"]
+        found.append(
+            Claim(
+                "Updates of different questions differ",
+                f"median cosine of two {median:.2f}",
+                median < 0.9,
+            )
+        )
+    return [claim for claim in found if claim is not None]
+
+
+def difference(
+    compared: pd.DataFrame, method: str, against: str, benchmark: str, measure: str
+) -> dict[str, Any] | None:
+    """The row of a comparison, None where it was not made."""
+    rows = compared[
+        (compared["method"] == method)
+        & (compared["against"] == against)
+        & (compared["benchmark"] == benchmark)
+        & (compared["measure"] == measure)
+    ]
+    return rows.iloc[0].to_dict() if len(rows) else None
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _gain_claim(compared: pd.DataFrame, method: str, against: str, claim: str) -> Claim | None:
+    """By both measures, over all benchmarks, p below 0.01."""
+    rows = [difference(compared, method, against, ALL, name) for name in ("exact_match", "f1")]
+    if None in rows:
+        return None
+    found = [row for row in rows if row is not None]
+    measured = ", ".join(
+        f"{name} {_points(row)}" for name, row in zip(("EM", "F1"), found, strict=True)
+    )
+    holds = all(row["difference"] > 0 and row["p"] < 0.01 for row in found)
+    return Claim(f"{claim} (points, p < 0.01)", measured, holds)
+
+
+def _control_claim(compared: pd.DataFrame) -> Claim | None:
+    """On the control family the updater is not above the frozen model beyond its interval."""
+    row = difference(compared, "updater", "frozen", CONTROL, "exact_match")
+    if row is None:
+        return None
+    return Claim(
+        "On single facts it does not beat frozen RAG", f"EM {_points(row)}", row["low"] <= 0
+    )
+
+
+def _loss_claim(compared: pd.DataFrame, method: str, claim: str) -> Claim | None:
+    """What a control gains over the shared interface is not above zero beyond its interval."""
+    row = difference(compared, method, "shared", ALL, "exact_match")
+    if row is None:
+        return None
+    return Claim(claim, f"EM over shared {_points(row)}", row["low"] <= 0)
+
+
+def adaptation_claim(compared: pd.DataFrame) -> Claim | None:
+    """The updater gains at least 0.8 of what label-free test-time adaptation gains."""
+    tta = difference(compared, "tta", "shared", ALL, "exact_match")
+    updater = difference(compared, "updater", "tta", ALL, "exact_match")
+    if tta is None or updater is None:
+        return None
+    gain = updater["difference"] + tta["difference"]
+    return Claim(
+        "It gains 80% of what label-free TTA gains, or more",
+        f"EM over shared: {100 * gain:+.1f}, TTA {100 * tta['difference']:+.1f}, "
+        f"{tta['questions']} questions",
+        gain >= 0.8 * tta["difference"],
+    )
 
 
 def table(scores: pd.DataFrame, measure: str = "exact_match") -> str:
@@ -55,6 +148,7 @@ def account(summary: dict[str, Any], scores: pd.DataFrame, compared: pd.DataFram
             f"| {row['benchmark']} | {row['method']} | {row['against']} | {row['measure']} | "
             f"{100 * row['difference']:+.1f} [{interval}] | {row['p']:.4f} | {row['questions']} |"
         )
+    lines += ["", claims_markdown([Claim(**row) for row in summary["claims"]])]
     if "update_cosines" in summary:
         found = summary["update_cosines"]
         lines += ["", "Cosines between the updates of two questions: "]

@@ -247,7 +247,10 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _portable(value: Any) -> Any:
-    """An absolute path as its last name and a hash, all else as it is."""
+    """An absolute path as its last name and a hash, in nested settings too, all else as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: _portable(getattr(value, field.name)) for field in fields}
     if isinstance(value, str | Path) and (path := Path(value)).is_absolute():
         return f"{path.name} ({hashlib.sha256(bytes(path)).hexdigest()[:12]})"
     return value

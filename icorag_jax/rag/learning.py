@@ -179,6 +179,7 @@ def learn(
     readings: Reading,
     checkpoints: Path,
     *,
+    among: Int[np.ndarray, " questions"] | None = None,
     place: Callable[[Reading], Reading] = lambda reading: reading,
 ) -> tuple[Any, list[dict[str, int | float]]]:
     """Trains a method, going on from the last checkpoint if there is one.
@@ -190,6 +191,7 @@ def learn(
         frozen: the frozen model's parameters.
         readings: of all training questions, on the host.
         checkpoints: folder of this training's states.
+        among: which of the readings are trained on; None for all.
         place: puts a batch on devices, as `sharding.shard_like` does.
 
     Returns:
@@ -203,7 +205,8 @@ def learn(
     key = jax.random.key(config.seed)
     parameters = init_method(method, decoder, key)
     state = LearningState(jnp.int32(0), parameters, make_optimizer(config).init(parameters))
-    count = readings.tokens.shape[0]
+    if among is None:
+        among = np.arange(readings.tokens.shape[0])
     rows: list[dict[str, int | float]] = []
     recent: list[LearningLosses] = []
     with open_checkpoints(checkpoints) as stored:
@@ -216,7 +219,7 @@ def learn(
         ) as progress:
             for step in progress:
                 picked = np.random.default_rng([config.seed, step]).choice(
-                    count, min(config.batch, count), replace=False
+                    among, min(config.batch, len(among)), replace=False
                 )
                 reading = place(take_readings(readings, picked))
                 state, losses = learning_step(method, decoder, config, frozen, state, reading)

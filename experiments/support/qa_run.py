@@ -1,0 +1,134 @@
+"""One cell of question answering: a backbone, a retriever, and every method on every benchmark."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pandas as pd
+
+from experiments.support.qa_data import QuestionSets
+from experiments.support.qa_methods import (
+    Subject,
+    Training,
+    answer_questions,
+    best_adaptation,
+    train_methods,
+    tune_adaptation,
+    update_cosines,
+)
+from experiments.support.qa_settings import MethodName
+from experiments.support.run_folder import Run, RunFolderError
+from icorag_jax.rag.adaptation import AdaptationConfig
+
+_COSINE_QUESTIONS = 10  # of each benchmark
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a cell found.
+
+    Attributes:
+        answers: `benchmark`, `id`, `method`, `prediction`, `exact_match`, `f1`, `gold`.
+        tuning: as `tune_adaptation`.
+        cosines: `cosine` between updates of two questions.
+    """
+
+    answers: pd.DataFrame
+    tuning: pd.DataFrame
+    cosines: pd.DataFrame
+
+
+def run_cell(run: Run, name: str, subject: Subject, sets: QuestionSets) -> Found:
+    """Trains on all benchmarks that have training questions, and evaluates on all.
+
+    Args:
+        run: where results are kept.
+        name: of the cell.
+        subject: the model, and the settings of the methods.
+        sets: the questions.
+
+    Raises:
+        RunFolderError: the folder has this cell on other questions or with another backbone.
+        ValueError: there is nothing to train on.
+    """
+    _check_inputs(run, name, subject, sets)
+    training = Training(subject, sets.train)
+    kinds = subject.settings.kinds()
+    if kinds and not sets.train:
+        raise ValueError("there are no training questions: pass --train-questions above 0")
+    methods = train_methods(training, tuple(sets.train), kinds, run.path / "methods" / name)
+    some = [
+        asked for part in sets.train.values() for asked in part[: subject.settings.tuning_questions]
+    ]
+    tuning = run.cell(
+        f"tuning_{name}", lambda: tune_adaptation(subject, methods.get("shared"), some)
+    )
+    adaptations: dict[MethodName, AdaptationConfig] = {
+        method: best_adaptation(tuning, method)
+        for method in ("slot", "tta", "oracle")
+        if method in subject.settings.methods
+    }
+    answers = [
+        run.cell(
+            f"answers_{name}_{benchmark}",
+            lambda asked=asked: answer_questions(subject, methods, adaptations, asked),
+        ).assign(benchmark=benchmark)
+        for benchmark, asked in sets.evaluation.items()
+    ]
+    cosines = pd.DataFrame({"cosine": []})
+    if "updater" in methods:
+        some = [asked for part in sets.evaluation.values() for asked in part[:_COSINE_QUESTIONS]]
+        cosines = run.cell(
+            f"cosines_{name}",
+            lambda: pd.DataFrame({"cosine": update_cosines(subject, methods["updater"], some)}),
+        )
+    return Found(pd.concat(answers, ignore_index=True), tuning, cosines)
+
+
+def run_transfer(run: Run, name: str, subject: Subject, sets: QuestionSets) -> pd.DataFrame:
+    """Leaves out each benchmark in turn: trains on the others, and evaluates on it.
+
+    Args:
+        run: where results are kept.
+        name: of the cell.
+        subject: the model.
+        sets: the questions.
+
+    Returns:
+        As `Found.answers`, of the methods without gradient steps.
+    """
+    settings = dataclasses.replace(
+        subject.settings, methods=("frozen", "shared", "updater"), adapted_questions=0
+    )
+    subject = dataclasses.replace(subject, settings=settings)
+    training = Training(subject, sets.train)
+    answers = []
+    for benchmark, asked in sets.evaluation.items():
+        others = tuple(other for other in sets.train if other != benchmark)
+        folder = run.path / "methods" / f"{name}_without_{benchmark}"
+
+        def compute(others=others, folder=folder, asked=asked) -> pd.DataFrame:
+            methods = train_methods(training, others, settings.kinds(), folder)
+            return answer_questions(subject, methods, {}, asked)
+
+        cell = run.cell(f"transfer_{name}_{benchmark}", compute)
+        answers.append(cell.assign(benchmark=benchmark))
+    return pd.concat(answers, ignore_index=True)
+
+
+def _check_inputs(run: Run, name: str, subject: Subject, sets: QuestionSets) -> None:
+    """Refuses to go on where the folder's cell was on another backbone or other questions."""
+    digest = hashlib.sha256()
+    for part in (sets.train, sets.evaluation):
+        for benchmark, questions in part.items():
+            for asked in questions:
+                ids = [passage.id for passage in asked.passages]
+                digest.update(repr((benchmark, asked.question, ids)).encode())
+    now = pd.DataFrame(
+        {"backbone": [subject.backbone.fingerprint], "questions": [digest.hexdigest()]}
+    )
+    if not np.array_equal(run.cell(f"inputs_{name}", lambda: now).to_numpy(), now.to_numpy()):
+        raise RunFolderError(
+            f"{run.path} holds a run on other questions or with another backbone; pass another "
+            "--out"
+        )
