@@ -110,12 +110,7 @@ def account(summary: Mapping[str, Any], results: Results) -> str:
             keys = ["backbone", "retriever", "benchmark"]
             for key, part in of.groupby(keys, sort=False):
                 by = part.set_index("method")
-                cells = [
-                    f"{100 * by.loc[m, 'mean']:.1f} ±{50 * (by.loc[m, 'high'] - by.loc[m, 'low']):.1f}"
-                    if m in by.index
-                    else ""
-                    for m in methods
-                ]
+                cells = [_cell(by.loc[m]) if m in by.index else "" for m in methods]
                 lines.append(f"| {' | '.join([*map(str, key), *cells])} |")
         lines += ["", f"## {title}: paired differences over all cells, points", ""]
         lines += ["| method | against | measure | difference | interval | p |"]
@@ -175,3 +170,8 @@ def _heatmap(gains: pd.DataFrame) -> Figure:
     )
     figure.colorbar(image)
     return figure
+
+
+def _cell(row: pd.Series) -> str:
+    """A mean with half the width of its interval, in percent."""
+    return f"{100 * row['mean']:.1f} ±{50 * (row['high'] - row['low']):.1f}"

@@ -71,10 +71,12 @@ def make_optimizer(learning_rate: optax.Schedule) -> optax.GradientTransformatio
 def init_reader(config: DecoderConfig, key: PRNGKeyArray) -> Parameters:
     """Random parameters but for heads that copy: what reading begins with, and arises last.
 
-    In layer 0 two heads look one and two tokens back, whatever there is; in layer 1 two heads look
-    for what followed the same token before, and copy it (induction heads, Olsson et al. 2022). In
-    all further layers queries and keys start alike, so tokens look for their equals (mimetic
-    initialization, Trockman and Kolter 2023). Training goes on from there with all parameters.
+    In layer 0 two heads look one and two tokens back, whatever there is, and one averages over the
+    last dozen or two. In layer 1 two heads look for what followed the same token before, and copy
+    it (induction heads, Olsson et al. 2022), and two look for where much the same was said before,
+    as around the subject of a question. In all further layers queries and keys start alike, so
+    tokens look for their equals (mimetic initialization, Trockman and Kolter 2023). Training goes
+    on from there with all parameters.
     """
     width, d = config.hidden_size, config.head_dim
     count, kv = config.num_hidden_layers, config.num_key_value_heads
@@ -110,10 +112,22 @@ def init_reader(config: DecoderConfig, key: PRNGKeyArray) -> Parameters:
     value[0, :, 0] = of_token
     output[0, 0, 0] = _SCALE * before.T
     output[0, 0, 1] = _SCALE * basis[:, 2 * d : 3 * d].T
+    # What stands around: a wide peak of slow pairs, beside pairs that do not turn, which say
+    # nothing but keep the norm where queries and keys are normalized.
+    around = basis[:, 3 * d : 4 * d]
+    wide, still = np.arange(half // 4 - 1, half // 4 + 4), np.arange(half - half // 4, half)
+    for kernel in (query[0, :, :, :], key_[0][:, :, None]):
+        kernel[:, 1] = 0
+        kernel[0, 1, :, wide] = _WIDE
+        kernel[0, 1, :, still] = 3.1 * _WIDE
+    value[0, :, 1] = of_token
+    output[0, 1, 0, : around.shape[1]] = 4 * _SCALE * around.T
     matched = np.zeros((d, d))
     matched[np.arange(len(slow)), slow] = 1.6 * _SHARP
     key_[1, :, 0] = before @ matched
-    query[1, :, 0] = (of_token @ matched)[:, None]
+    query[1, :, 0, 0] = of_token @ matched
+    query[1, :, 0, 1] = key_[1, :, 0]
+    key_[1, :, 1] = around @ matched[: around.shape[1]]
     query[1, :, 1] = key_[1, :, 1][:, None]
     value[1] = of_token[:, None]
     output[1] = 16 * _SCALE * of_token.T
@@ -130,6 +144,7 @@ def init_reader(config: DecoderConfig, key: PRNGKeyArray) -> Parameters:
 _PROJECTIONS = ("query", "key", "value", "attention_output", "down")
 # How sharply the heads that are set look; logits are products of two.
 _SHARP = 1.5
+_WIDE = 0.3
 # Deviation of an embedding's features.
 _SCALE = 0.03
 
