@@ -156,7 +156,8 @@ def mean_where(
     values: Float[Array, "batch tokens"], where: Bool[Array, "batch tokens"]
 ) -> Float[Array, "batch"]:
     """The mean of each row over some of its entries, 0 where there are none."""
-    return jnp.sum(jnp.where(where, values, 0), axis=1) / jnp.maximum(where.sum(axis=1), 1)
+    count = jnp.sum(where, axis=1, dtype=values.dtype)
+    return jnp.sum(jnp.where(where, values, 0), axis=1) / jnp.maximum(count, 1)
 
 
 def take_readings(readings: Reading, rows: np.ndarray) -> Reading:

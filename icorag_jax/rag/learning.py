@@ -21,7 +21,6 @@ from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.frozen import (
     Reading,
-    mean_where,
     take_readings,
     token_losses,
     upper_decoder,
@@ -110,7 +109,7 @@ def answer_losses(
     losses, hits = token_losses(decoder, frozen, states, reading.tokens)
     where = reading.is_answer[:, 1:]
     exact = jnp.all(hits | ~where, axis=1).astype(jnp.float32)
-    return mean_where(losses, where) * where.sum(axis=1), exact
+    return jnp.sum(jnp.where(where, losses, 0), axis=1), exact
 
 
 def method_loss(
@@ -154,7 +153,10 @@ def learning_step(
         method, decoder, frozen, state.parameters, reading, config.bias_penalty
     )
     norm = optax.tree.norm(slopes)
-    updates, optimizer = make_optimizer(config).update(slopes, state.optimizer, state.parameters)
+    with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
+        updates, optimizer = make_optimizer(config).update(
+            slopes, state.optimizer, state.parameters
+        )
     new = LearningState(state.step, optax.apply_updates(state.parameters, updates), optimizer)
     kept = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(norm), a, b), new, state)
     return kept._replace(step=state.step + 1), losses._replace(gradient_norm=norm)
@@ -169,7 +171,7 @@ def learn(
     checkpoints: Path,
     *,
     place: Callable[[Reading], Reading] = lambda reading: reading,
-) -> tuple[Any, list[dict[str, float]]]:
+) -> tuple[Any, list[dict[str, int | float]]]:
     """Trains a method, going on from the last checkpoint if there is one.
 
     Args:
@@ -191,10 +193,12 @@ def learn(
     parameters = init_method(method, decoder, key)
     state = LearningState(jnp.int32(0), parameters, make_optimizer(config).init(parameters))
     count = readings.tokens.shape[0]
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, int | float]] = []
     recent: list[LearningLosses] = []
     with open_checkpoints(checkpoints) as stored:
-        (state, history) = stored.restore((state, _empty_history(config)))
+        restored = stored.restore((state, _empty_history(config)))
+        # Bound to no device, so that it can follow the batches to theirs.
+        state, history = jax.tree.map(jnp.asarray, jax.device_get(restored))
         done = int(state.step)
         history = np.array(history)
         steps = range(done, config.steps)
