@@ -130,7 +130,8 @@ def init_reader(config: DecoderConfig, key: PRNGKeyArray) -> Parameters:
     key_[1, :, 1] = around @ matched[: around.shape[1]]
     query[1, :, 1] = key_[1, :, 1][:, None]
     value[1] = of_token[:, None]
-    output[1] = 16 * _SCALE * of_token.T
+    output[1, 0] = 16 * _SCALE * of_token.T
+    output[1, 1] = 2 * _SCALE * of_token.T
     layers = dict(drawn["layers"])
     for name in _PROJECTIONS:
         shape = layers[name]["kernel"].shape

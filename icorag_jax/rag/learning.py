@@ -210,7 +210,9 @@ def learn(
     rows: list[dict[str, int | float]] = []
     recent: list[LearningLosses] = []
     with open_checkpoints(checkpoints) as stored:
-        (state, history) = stored.restore((state, _empty_history(config)))
+        restored = stored.restore((state, _empty_history(config)))
+        # Bound to no device, so that it can follow the batches to theirs.
+        state, history = jax.tree.map(jnp.asarray, jax.device_get(restored))
         done = int(state.step)
         history = np.array(history)
         steps = range(done, config.steps)

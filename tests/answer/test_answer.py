@@ -202,6 +202,16 @@ def test_table_has_a_line_a_passage(width):
         assert [[len(bar) for _, bar in row] for row in bars] == [[12, 2], [6, 5], [0, 10]]
 
 
+def test_table_without_titles_has_no_column_for_them():
+    untitled = tuple(dataclasses.replace(passage, title="") for passage in PASSAGES)
+    shown = [comparison(), dataclasses.replace(comparison(), passages=untitled)]
+    headers = [
+        [column.header for column in weight_table(c, ascii_only=True).columns] for c in shown
+    ]
+    assert headers[0] == ["#", "title", "text", "weight, frozen", "weight, updated"]
+    assert headers[1] == ["#", "text", "weight, frozen", "weight, updated"]
+
+
 def test_figure_has_a_bar_a_weight():
     for updated in (True, False):
         figure = weight_figure(comparison(updated))

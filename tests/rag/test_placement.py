@@ -1,8 +1,14 @@
-"""Questions on a mesh: what lies where, and that nothing changes. Several devices: test_colabs."""
+"""Questions on a mesh: what lies where, and that nothing changes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
 from icorag_jax.lm import sharding
@@ -37,3 +43,14 @@ def test_questions_are_split_and_layers_are_not():
         assert first <= {PartitionSpec("data"), PartitionSpec("data", None)}
     keys = split_questions(reading, mesh).evidence.keys
     assert keys.sharding.spec == PartitionSpec(None, "data", None, "tensor")
+
+
+@pytest.mark.slow
+def test_two_devices():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    command = [sys.executable, "-m", "pytest", str(Path(__file__).parent / "two_devices.py")]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider"], env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,58 @@
+"""Learning on two devices; `test_placement.py` runs this under pytest in a process that has two."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import small_backbones
+
+from icorag_jax.backbones.loading import load_backbone
+from icorag_jax.data.world import WorldConfig, corpus_of, generate_questions
+from icorag_jax.lm import sharding
+from icorag_jax.rag.batches import BatchConfig, make_batch
+from icorag_jax.rag.frozen import read
+from icorag_jax.rag.learning import LearningConfig, learn
+from icorag_jax.rag.placement import split_questions
+from icorag_jax.retrieval.bm25 import Bm25
+from icorag_jax.retrieval.retrieved import retrieve
+
+SIZES = BatchConfig(passages=3, evidence_tokens=200, question_tokens=160, answer_tokens=4)
+METHOD = dataclasses.replace(small_backbones.METHOD, passages=SIZES.passages)
+LEARNING = LearningConfig(
+    steps=4, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, seed=0,
+    checkpoint_every=2,
+)  # fmt: skip
+
+
+def test_learning_is_that_of_one_device_and_goes_on(tmp_path):
+    assert jax.device_count() == 2
+    small_backbones.write_backbone(tmp_path / "backbone")
+    world = WorldConfig(size=2, held_out=1, families=("bridge", "conflict"))
+    questions = list(generate_questions(world, "train"))
+    corpus = list(corpus_of(questions))
+    retrieved = retrieve(Bm25().index(corpus), corpus, questions, SIZES.passages, 64)
+
+    def train(mesh, out):
+        backbone = load_backbone(str(tmp_path / "backbone"), jnp.float32, mesh=mesh)
+        decoder, parameters = backbone.model.config, backbone.model.parameters
+        place = (lambda rows: rows) if mesh is None else (lambda rows: split_questions(rows, mesh))
+        batch = make_batch(
+            SIZES, decoder, backbone.tokenizer, backbone.template, retrieved, answers=True
+        )
+        reading = read(decoder, parameters, place(batch), layer=small_backbones.LAYER)
+        assert len(reading.tokens.sharding.device_set) == (1 if mesh is None else 2)
+        readings = jax.device_get(reading)
+        found, _ = learn(METHOD, decoder, LEARNING, parameters, readings, out, place=place)
+        return backbone.fingerprint, jax.device_get(found)
+
+    mesh = sharding.make_mesh(data=2, tensor=1)
+    one, two = train(None, tmp_path / "one"), train(mesh, tmp_path / "two")
+    assert one[0] == two[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one[1], two[1])
+
+    # As if it had been killed after the first checkpoint.
+    shutil.rmtree(tmp_path / "two" / "4")
+    _, resumed = train(mesh, tmp_path / "two")
+    jax.tree.map(np.testing.assert_array_equal, resumed, two[1])
