@@ -92,7 +92,7 @@ def adapt(
     features, start = module.apply({"params": parameters}, reading.context, method=Method.state)
 
     def total(state: InterfaceState) -> tuple[Float[Array, ""], Float[Array, "batch"]]:
-        edit = module.apply({"params": parameters}, features, state, method=Method.edit)
+        edit: Any = module.apply({"params": parameters}, features, state, method=Method.edit)
         states = upper_states(upper, upper_parameters, objective, edit)
         each = _objective(config.objective, upper, upper_parameters, objective, states)
         return each.sum(), each

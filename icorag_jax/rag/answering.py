@@ -111,7 +111,8 @@ def answer_adapted(
         decoder, parameters, batch, evidence, states,
         layer=layer, slots=batch.tokens.shape[1] + answer_tokens - 1,
     )  # fmt: skip
-    edit = delta = None
+    edit: Any = None
+    delta = None
     if method is None:
         trajectory, _ = slot(adaptation, decoder, parameters, reading, layer=layer)
         delta = trajectory[-1]
@@ -165,8 +166,8 @@ def answer_edited(
     bias = jnp.zeros(reading.context.present.shape, jnp.float32)
     if edit is not None:
         bias = edit.logit_bias.mean(axis=(0, 2))
-        edit = jax.tree.map(lambda leaf: leaf.astype(states.dtype), edit)
-        evidence, edit = apply_value_edit(evidence, edit, layer)
+        rounded: Any = jax.tree.map(lambda leaf: leaf.astype(states.dtype), edit)
+        evidence, edit = apply_value_edit(evidence, rounded, layer)
     states, cache = run_layers(
         decoder, parameters, states, positions, cache, evidence, edit,
         layers=range(layer, decoder.num_hidden_layers),
