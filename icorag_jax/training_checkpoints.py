@@ -49,9 +49,10 @@ class TrainingCheckpoints:
                 )
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(template))
+            restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(template))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{damaged} ({error})") from error
+        return restored
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state after `step` steps, and returns when it is whole on disk."""

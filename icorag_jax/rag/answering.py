@@ -205,8 +205,8 @@ def answer_edited(
     bias = jnp.zeros(reading.context.present.shape, jnp.float32)
     if edit is not None:
         bias = edit.logit_bias.mean(axis=(0, 2))
-        edit = jax.tree.map(lambda leaf: leaf.astype(states.dtype), edit)
-        evidence, edit = apply_value_edit(evidence, edit, layer)
+        rounded: Any = jax.tree.map(lambda leaf: leaf.astype(states.dtype), edit)
+        evidence, edit = apply_value_edit(evidence, rounded, layer)
     states, cache = run_layers(
         decoder, parameters, states, positions, cache, evidence, edit,
         layers=range(layer, decoder.num_hidden_layers),

@@ -6,7 +6,7 @@ read once; learning and test-time adaptation run the upper layers' question and 
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,10 +67,10 @@ def read_evidence(
     decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int
 ) -> tuple[Evidence, Float[Array, "batch evidence width"]]:
     """Evidence of all layers, and its residual stream before the interface's first layer."""
+    rows = batch.evidence_tokens, batch.evidence_positions, batch.passage_of
     evidence, output = prefill(
-        decoder, parameters, batch.evidence_tokens, batch.evidence_positions, batch.passage_of,
-        interface_layer=layer,
-    )  # fmt: skip
+        decoder, parameters, *(jnp.asarray(array) for array in rows), interface_layer=layer
+    )
     return evidence, output.features
 
 
@@ -178,7 +178,7 @@ def mean_where(
 def take_readings(readings: Reading, rows: np.ndarray) -> Reading:
     """Some rows of readings kept on the host."""
 
-    def take(leaf: np.ndarray, axis: int = 0) -> np.ndarray:
+    def take(leaf: Any, axis: int = 0) -> Any:
         return np.take(leaf, rows, axis=axis)
 
     evidence = readings.evidence

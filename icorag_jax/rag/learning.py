@@ -26,7 +26,7 @@ from icorag_jax.rag.frozen import (
     upper_decoder,
     upper_states,
 )
-from icorag_jax.rag.method import Method, MethodConfig, init_method
+from icorag_jax.rag.method import MethodConfig, init_method, predict_edit
 from icorag_jax.training_checkpoints import open_checkpoints
 
 
@@ -139,7 +139,7 @@ def method_loss(
         reading: of questions with answers.
         bias_penalty: see `LearningConfig`.
     """
-    edit = Method(method, decoder).apply({"params": parameters}, reading.context)
+    edit = predict_edit(method, decoder, parameters, reading.context)
     upper = upper_decoder(decoder, frozen, method.interface.layer)
     losses, exact = answer_losses(*upper, reading, edit)
     penalty = jnp.mean(jnp.square(edit.logit_bias))

@@ -115,7 +115,8 @@ def predict_edit(
     fed: Context | None = None,
 ) -> EvidenceEdit:
     """How rows of questions and answers see evidence: one forward pass, no gradient."""
-    return Method(config, decoder).apply({"params": parameters}, context, fed)
+    edit: Any = Method(config, decoder).apply({"params": parameters}, context, fed)
+    return edit
 
 
 def state_edit(
@@ -135,7 +136,8 @@ def predict_change(
 ) -> Float[Array, "batch numbers"]:
     """What the updater adds to the shared state of each question, as one vector."""
     module = Method(config, decoder)
-    _, state = module.apply({"params": parameters}, context, method=Method.state)
+    found: Any = module.apply({"params": parameters}, context, method=Method.state)
+    _, state = found
     shared = parameters["interface"]
     change = [state.bias - shared["bias"][None], state.value - shared["value"][None]]
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in change], axis=1)

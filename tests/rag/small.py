@@ -74,7 +74,10 @@ def _texts(asked: RetrievedQuestion) -> list[str]:
 
 @functools.cache
 def batch(answers: bool = True) -> Batch:
-    return make_batch(BATCH, DECODER, tokenizer(), TEMPLATE, questions(), answers=answers)
+    made = make_batch(BATCH, DECODER, tokenizer(), TEMPLATE, questions(), answers=answers)
+    for array in made:
+        array.setflags(write=False)  # all tests share it
+    return made
 
 
 @functools.cache

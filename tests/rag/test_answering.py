@@ -143,7 +143,9 @@ def test_slot_chooses_tokens_from_moved_states():
         FROZEN, small.reading(answers=False)
     )
     asked, lengths = batch.is_question.sum(axis=1), np.asarray(found.lengths)
-    rows = small.batch()._replace(tokens=np.array(small.batch().tokens))
+    rows = small.batch()._replace(
+        tokens=small.batch().tokens.copy(), positions=small.batch().positions.copy()
+    )
     for row in range(4):
         end = asked[row] + lengths[row]
         rows.tokens[row, asked[row] : end] = found.tokens[row, : lengths[row]]

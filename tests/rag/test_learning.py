@@ -29,8 +29,13 @@ def train(folder, config=CONFIG, method=METHOD, **options):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("trained"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return train(folder)
 
 
 class KilledError(Exception):
@@ -83,16 +88,14 @@ def test_updates_of_different_questions_differ_after_learning(trained):
         assert np.abs(found[one] - found[other]).max() > 1e-4
 
 
-def test_a_training_of_other_sizes_is_refused(tmp_path):
-    config = dataclasses.replace(CONFIG, steps=2)
-    train(tmp_path, config)
+def test_a_training_of_other_sizes_is_refused(folder, trained):
     interface = InterfaceConfig(layer=2, pools=2, pool_features=5, rank=3)
     other = dataclasses.replace(METHOD, interface=interface)
-    message = r"2 is of another training \(0/.*interface.* is float32 \(.*another folder"
+    message = r"6 is of another training \(0/.*interface.* is float32 \(.*another folder"
     with pytest.raises(ValueError, match=message):
-        train(tmp_path, config, other)
-    with pytest.raises(ValueError, match=r"2 is of another training .*in this one not there"):
-        train(tmp_path, config, small.method("shared"))
+        train(folder, method=other)
+    with pytest.raises(ValueError, match=r"6 is of another training .*in this one not there"):
+        train(folder, method=small.method("shared"))
 
 
 def test_a_few_questions_are_learned_by_heart(tmp_path):

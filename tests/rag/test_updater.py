@@ -90,7 +90,7 @@ class TestReadStep:
         ])  # fmt: skip
         with jax.enable_x64(True):
             inputs = map(jnp.asarray, (episode.features, rho, np.full(5, 0.2), there))
-            found = read_step(SIZES[0][2], *inputs)
+            found = jax.jit(read_step, static_argnums=0)(SIZES[0][2], *inputs)
         expected = 0.2 * rho[there].T @ episode.features[there]
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
@@ -172,7 +172,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
         UpdaterConfig(steps=1), InterfaceConfig(layer=1, pools=1, pool_features=f, rank=rank)
     )
     old = jax.tree.map(lambda leaf: leaf[None], start)
-    found = module.apply({"params": single(parameters)}, *single((context, features, old)))
+    found = jax.jit(module.apply)({"params": single(parameters)}, *single((context, features, old)))
 
     assert np.abs(moved - whole).max() > 0.1
     np.testing.assert_allclose(found.bias[0], moved[: f + 1, : f + 3], atol=1e-4)
