@@ -112,21 +112,21 @@ def init_reader(config: DecoderConfig, key: PRNGKeyArray) -> Parameters:
     value[0, :, 0] = of_token
     output[0, 0, 0] = _SCALE * before.T
     output[0, 0, 1] = _SCALE * basis[:, 2 * d : 3 * d].T
-    # What stands around: a wide peak of slow pairs, beside pairs that do not turn, which say
-    # nothing but keep the norm where queries and keys are normalized.
+    # What stands around: a wide peak of slow pairs. Where queries and keys are normalized, pairs
+    # that do not turn take up the rest of the norm, and say nothing.
     around = basis[:, 3 * d : 4 * d]
     wide, still = np.arange(half // 4 - 1, half // 4 + 4), np.arange(half - half // 4, half)
     for kernel in (query[0, :, :, :], key_[0][:, :, None]):
         kernel[:, 1] = 0
         kernel[0, 1, :, wide] = _WIDE
-        kernel[0, 1, :, still] = 3.1 * _WIDE
+        if config.query_key_norm:
+            kernel[0, 1, :, still] = 3.1 * _WIDE
     value[0, :, 1] = of_token
     output[0, 1, 0, : around.shape[1]] = 4 * _SCALE * around.T
     matched = np.zeros((d, d))
     matched[np.arange(len(slow)), slow] = 1.6 * _SHARP
     key_[1, :, 0] = before @ matched
-    query[1, :, 0, 0] = of_token @ matched
-    query[1, :, 0, 1] = key_[1, :, 0]
+    query[1, :, 0] = (of_token @ matched)[:, None]
     key_[1, :, 1] = around @ matched[: around.shape[1]]
     query[1, :, 1] = key_[1, :, 1][:, None]
     value[1] = of_token[:, None]
