@@ -65,6 +65,7 @@ def test_answers_are_those_of_generation_with_the_same_edit():
     assert not same[:3].any() and same[3]  # the last question has no passages
 
 
+@pytest.mark.slow  # a program of its own; tests of methods have the edit
 def test_what_the_updater_is_fed_changes_answers_as_its_edit_does():
     found = answer("updater", control="random", key=jax.random.key(5))
     assert_same_answers(found, generate(edit_of("random")))
