@@ -128,7 +128,8 @@ def state_edit(
 ) -> EvidenceEdit:
     """The edit that given states of the interface come to."""
     module = Method(config, decoder)
-    return module.apply({"params": parameters}, features, state, method=Method.edit)
+    edit: Any = module.apply({"params": parameters}, features, state, method=Method.edit)
+    return edit
 
 
 def predict_change(

@@ -13,7 +13,13 @@ from icorag_jax.lm.evidence import prefill_rows
 from icorag_jax.lm.generation import generate_rows
 from icorag_jax.rag import frozen
 from icorag_jax.rag.adaptation import AdaptationConfig, adapt, slot
-from icorag_jax.rag.answering import answer_adapted, answer_batch, apply_value_edit
+from icorag_jax.rag.answering import (
+    answer_adapted,
+    answer_batch,
+    answer_prepared,
+    apply_value_edit,
+    prepare,
+)
 from icorag_jax.rag.context import control_context
 from icorag_jax.rag.method import Method
 
@@ -21,13 +27,20 @@ FROZEN = small.parameters()
 NEW = BATCH.answer_tokens
 
 
+@functools.cache
+def prepared(dtype=jnp.float32):
+    return prepare(
+        DECODER, small.parameters(dtype), small.batch(False), layer=LAYER, answer_tokens=NEW
+    )
+
+
 def answer(kind, parameters=None, dtype=jnp.float32, **control):
     """Answers of a batch; of the frozen model where `kind` is None."""
     method = kind and small.method(kind)
     if kind and parameters is None:
         parameters = small.drawn(kind)
-    return answer_batch(
-        DECODER, small.parameters(dtype), small.batch(False), method, parameters,
+    return answer_prepared(
+        DECODER, small.parameters(dtype), prepared(dtype), method, parameters,
         layer=LAYER, answer_tokens=NEW, **control,
     )  # fmt: skip
 
@@ -56,7 +69,11 @@ def edit_of(control=None):
 
 
 def test_answers_are_those_of_generation_with_the_same_edit():
-    edit, found = edit_of(), answer("updater")
+    edit = edit_of()
+    found = answer_batch(
+        DECODER, FROZEN, small.batch(False), small.method("updater"), small.drawn("updater"),
+        layer=LAYER, answer_tokens=NEW,
+    )  # fmt: skip
     assert_same_answers(found, generate(edit))
     np.testing.assert_allclose(found.bias, edit.logit_bias.mean(axis=(0, 2)), atol=1e-5)
     plain = answer(None)
@@ -65,6 +82,7 @@ def test_answers_are_those_of_generation_with_the_same_edit():
     assert not same[:3].any() and same[3]  # the last question has no passages
 
 
+@pytest.mark.slow  # a program of its own; tests of methods have the edit
 def test_what_the_updater_is_fed_changes_answers_as_its_edit_does():
     found = answer("updater", control="random", key=jax.random.key(5))
     assert_same_answers(found, generate(edit_of("random")))
@@ -115,7 +133,7 @@ ADAPTATION = AdaptationConfig("oracle", "sgd", steps=2, learning_rate=0.5)
 def test_adapted_answers_are_those_of_the_last_state():
     method, parameters = small.method("shared"), small.drawn("shared")
     found = answer_adapted(
-        DECODER, FROZEN, small.batch(False), small.batch(), method, parameters,
+        DECODER, FROZEN, prepared(), small.batch(), method, parameters,
         ADAPTATION, layer=LAYER, answer_tokens=NEW,
     )  # fmt: skip
     features, trajectory, _ = jax.jit(functools.partial(adapt, ADAPTATION, method, DECODER))(
@@ -134,7 +152,7 @@ def test_slot_chooses_tokens_from_moved_states():
     config = AdaptationConfig("question", "adam", steps=2, learning_rate=0.1)
     batch = small.batch(False)
     found = answer_adapted(
-        DECODER, FROZEN, batch, None, None, None, config,
+        DECODER, FROZEN, prepared(), None, None, None, config,
         layer=LAYER, answer_tokens=NEW,
     )  # fmt: skip
     assert not found.bias.any()
@@ -171,9 +189,10 @@ def test_a_backbone_in_half_precision_can_be_adapted(kind):
     """Its programs have no mixed precision that nobody asked for; they are traced alone."""
     method, parameters = (small.method(kind), small.drawn(kind)) if kind else (None, None)
     config = AdaptationConfig("question", "adam", steps=2, learning_rate=0.1)
+    half = prepared(jnp.bfloat16)
     found = jax.eval_shape(
         lambda frozen: answer_adapted(
-            DECODER, frozen, small.batch(False), None, method, parameters, config,
+            DECODER, frozen, half, None, method, parameters, config,
             layer=LAYER, answer_tokens=NEW,
         ),
         small.parameters(jnp.bfloat16),
