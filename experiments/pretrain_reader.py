@@ -6,8 +6,6 @@ stopped at any time, and goes on with --resume from the last checkpoint to the s
 """
 
 import dataclasses
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +19,14 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from experiments.support.command import run_command
-from experiments.support.reader_texts import END, START, Stage, make_texts, plain_texts
+from experiments.support.reader_texts import (
+    END,
+    START,
+    TEMPLATE,
+    Stage,
+    make_texts,
+    plain_texts,
+)
 from experiments.support.reader_texts import train_tokenizer as train_on_texts
 from experiments.support.reader_training import (
     Losses,
@@ -31,6 +36,8 @@ from experiments.support.reader_training import (
     train_step,
 )
 from experiments.support.run_folder import Run, open_run
+from icorag_jax.backbones.templates import TEMPLATE as TEMPLATE_FILE
+from icorag_jax.backbones.templates import write_template
 from icorag_jax.data.pieces import split_tokenizer
 from icorag_jax.data.world.reading import ReadingConfig
 from icorag_jax.files import write_atomically
@@ -88,7 +95,15 @@ class Config:
 
 
 PRESETS = {
-    "llama": {"family": "llama", "layers": 6, "mlp": 640, "learning_rate": 6e-3},
+    # Queries and keys that are not normalized bear no higher rate.
+    "llama": {
+        "family": "llama",
+        "layers": 6,
+        "mlp": 640,
+        "learning_rate": 2.5e-3,
+        "warmup_steps": 100,
+        "stage_steps": (150, 200, 300, 250),
+    },
     "qwen3": {"family": "qwen3", "layers": 7, "mlp": 512},
 }
 
@@ -104,6 +119,7 @@ def main(config: Config) -> None:
         if not folder.exists():
             parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters)
             save_pretrained(folder, LanguageModel(decoder, parameters, tokenizer))
+        write_template(folder / TEMPLATE_FILE, TEMPLATE)
         last = rows[-1]
         run.write_summary({"steps": sum(config.stage_steps), "last": last})
         print(f"exact match of the last batches {last['exact']:.3f}; model in {folder}")
@@ -206,10 +222,5 @@ def _read_log(path: Path) -> list[dict]:
     return pd.read_json(path, orient="records", lines=True).to_dict("records")
 
 
-def cli(args: Sequence[str] | None = None) -> None:
-    """Runs the command; see `run_command`."""
-    run_command(main, Config, PRESETS, args)
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    run_command(main, Config, PRESETS)

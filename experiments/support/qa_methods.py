@@ -16,7 +16,6 @@ from tqdm import tqdm
 from experiments.support.qa_settings import MethodName, QaMethods
 from icorag_jax.backbones.loading import Backbone
 from icorag_jax.data.answers import exact_match, token_f1
-from icorag_jax.lm import sharding
 from icorag_jax.rag.adaptation import LABEL_FREE, AdaptationConfig, adapt, slot
 from icorag_jax.rag.answering import Answers, answer_adapted, answer_prepared, prepare
 from icorag_jax.rag.batches import Batch, BatchConfig, cloze_rows, make_batch
@@ -101,7 +100,6 @@ class Training:
                 # The last batch is filled up, so that one program serves all.
                 filled = some + some[:1] * (size - len(some))
                 batch = self.subject.batch(filled, answers=True)
-                batch = sharding.shard_like(model.parameters, batch)
                 reading = jax.device_get(
                     read(model.config, model.parameters, batch, layer=self.subject.layer)
                 )
@@ -131,7 +129,6 @@ def train_methods(
             parameters, losses = learn(
                 config, model.config, settings.learning_config(), model.parameters,
                 training.readings, folder / "checkpoints" / kind, among=training.among(names),
-                place=lambda reading: sharding.shard_like(model.parameters, reading),
             )  # fmt: skip
             stored = StoredMethod(
                 config, settings.batch_config(subject.passages), parameters,

@@ -1,0 +1,71 @@
+"""The pretraining command: a folder that transformers loads too, and a resumed run alike."""
+
+import json
+
+import numpy as np
+import pytest
+import transformers
+from safetensors.numpy import load_file
+
+from experiments import pretrain_reader
+from experiments.pretrain_reader import Config
+from experiments.support import reader_training
+from icorag_jax.backbones.loading import load_backbone
+
+TINY = {
+    "family": "qwen3", "vocabulary": 300, "width": 32, "layers": 2, "mlp": 32,
+    "stage_steps": (2, 2), "warmup_steps": 1, "checkpoint_every": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reader") / "run"
+    pretrain_reader.main(Config(out, **TINY))
+    return out
+
+
+def test_the_model_loads_here_and_in_transformers(finished):
+    import jax.numpy as jnp
+
+    backbone = load_backbone(str(finished / "model"), jnp.float32)
+    assert backbone.model.config.family == "qwen3"
+    assert backbone.template.question.endswith("Answer:")
+    other = transformers.AutoModelForCausalLM.from_pretrained(finished / "model")
+    assert other.config.num_hidden_layers == 2
+    tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "model")
+    assert tokenizer.decode(tokenizer("Who founded it?")["input_ids"]).endswith("founded it?")
+
+
+def test_losses_are_logged_by_stage(finished):
+    rows = [json.loads(line) for line in (finished / "losses.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["stage"]) for row in rows] == [(2, 0), (4, 1)]
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(finished, tmp_path, monkeypatch):
+    steps = []
+
+    def stopped(*args):
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append(None)
+        return step(*args)
+
+    step = reader_training.train_step
+    monkeypatch.setattr(pretrain_reader, "train_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_reader.main(Config(tmp_path / "run", **TINY))
+    monkeypatch.setattr(pretrain_reader, "train_step", step)
+    pretrain_reader.main(Config(tmp_path / "run", resume=True, **TINY))
+    ours, theirs = (
+        (folder / "model" / "model.safetensors").read_bytes()
+        for folder in (tmp_path / "run", finished)
+    )
+    assert ours == theirs
+    assert load_file(finished / "model" / "model.safetensors")
+
+
+def test_too_many_stages_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="stage_steps must be 1 to 4"):
+        Config(tmp_path, stage_steps=(1,) * 5)

@@ -1,0 +1,135 @@
+"""Pretraining of a small reader: what texts are like as arrays, and what a step sees of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.support import reader_texts, reader_training
+from experiments.support.reader_texts import END, SEGMENTS, START, TEMPLATE, Stage, make_texts
+from icorag_jax.data.pieces import split_tokenizer, tokenize_piece
+from icorag_jax.data.world.reading import ReadingConfig, generate_reading
+from icorag_jax.lm import decoder
+from tests.small_backbones import decoder_config
+
+STAGE = Stage(ReadingConfig(2, 2, 1, 0.5), 0.25, tokens=160, batch=2)
+VOCABULARY = 400
+CONFIG = decoder_config(
+    vocab_size=VOCABULARY, hidden_size=64, head_dim=16, num_hidden_layers=3, intermediate_size=48
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return reader_texts.train_tokenizer(reader_texts.plain_texts(STAGE, 0, 40), VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def texts(tokenizer):
+    return make_texts(split_tokenizer(tokenizer), STAGE, seed=0, step=3)
+
+
+def test_the_tokenizer_has_its_control_tokens_first_and_can_write_anything(tokenizer):
+    assert (tokenizer.token_to_id(START), tokenizer.token_to_id(END)) == (0, 1)
+    text = "naïve 東京 🙂\n\tend"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_rows_hold_texts_one_after_the_other(tokenizer, texts):
+    for row in range(STAGE.batch):
+        segments = texts.segments[row]
+        real = segments >= 0
+        # Padding stands at the end, and segments only grow.
+        assert not real[np.argmin(real) :].any() or real.all()
+        assert (np.diff(segments[real]) >= 0).all()
+        for segment in np.unique(segments[real]):
+            at = np.flatnonzero(segments == segment)
+            start = texts.positions[row, at[0]]
+            np.testing.assert_array_equal(texts.positions[row, at], start + np.arange(len(at)))
+            words = tokenizer.decode(texts.tokens[row, at].tolist(), skip_special_tokens=False)
+            if segment % SEGMENTS == 0:
+                assert start == 0 and words.startswith(START)
+                assert not texts.is_answer[row, at].any()
+            else:
+                evidence = segments == segment // SEGMENTS * SEGMENTS
+                assert start == evidence.sum()
+                assert "Question: " in words and words.endswith(END)
+                answer = texts.tokens[row, at[texts.is_answer[row, at]]][:-1].tolist()
+                assert tokenizer.decode(answer).strip() in tokenizer.decode(
+                    texts.tokens[row, evidence].tolist()
+                )
+
+
+def test_a_question_alone_sees_what_it_sees_in_a_row(tokenizer):
+    # The states of a packed question are those of its evidence and itself as one text.
+    split = split_tokenizer(tokenizer)
+    texts = make_texts(split, dataclasses.replace(STAGE, family_share=0.0), seed=1, step=0)
+    parameters = reader_training.init_reader(CONFIG, jax.random.key(0))
+    mask = reader_training.visible(jnp.asarray(texts.positions), jnp.asarray(texts.segments))
+    packed = decoder.forward_texts(
+        CONFIG, parameters, jnp.asarray(texts.tokens), jnp.asarray(texts.positions), mask
+    )
+    segments = texts.segments[0]
+    question = segments[segments % SEGMENTS > 0][-1]
+    at = np.flatnonzero((segments == question) | (segments == question // SEGMENTS * SEGMENTS))
+    cache = decoder.empty_cache(CONFIG, 1, len(at), jnp.float32)
+    alone = decoder.forward(
+        CONFIG, parameters, jnp.asarray(texts.tokens[:1, at]),
+        jnp.arange(len(at), dtype=jnp.int32)[None], cache,
+    )  # fmt: skip
+    np.testing.assert_allclose(packed[0, at], alone.states[0], atol=2e-4)
+
+
+def test_texts_depend_on_seed_and_step_alone(tokenizer, texts):
+    split = split_tokenizer(tokenizer)
+    again = make_texts(split, STAGE, seed=0, step=3)
+    for one, other in zip(texts, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(texts.tokens, make_texts(split, STAGE, seed=0, step=4).tokens)
+    assert not np.array_equal(texts.tokens, make_texts(split, STAGE, seed=1, step=3).tokens)
+
+
+def test_untrained_heads_copy_what_came_before(tokenizer):
+    # Random tokens twice: the second time they are likelier, as no untrained model would have it.
+    parameters = reader_training.init_reader(CONFIG, jax.random.key(1))
+    tokens = np.random.default_rng(0).integers(2, VOCABULARY, (4, 30))
+    tokens = jnp.asarray(np.concatenate([tokens, tokens], axis=1), jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(60, dtype=jnp.int32), (4, 60))
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((60, 60), bool)), (4, 60, 60))
+    states = decoder.forward_texts(CONFIG, parameters, tokens, positions, mask)
+    found = jax.nn.log_softmax(decoder.logits(CONFIG, parameters, states[:, :-1]))
+    each = jnp.take_along_axis(found, tokens[:, 1:, None], axis=2)[..., 0]
+    assert float(each[:, 32:].mean()) > float(each[:, :28].mean()) + 0.1
+
+
+def test_the_loss_is_that_of_answers_and_half_of_all_else(tokenizer, texts):
+    parameters = reader_training.init_reader(CONFIG, jax.random.key(0))
+    total, losses = reader_training.loss(CONFIG, parameters, texts)
+    mask = reader_training.visible(jnp.asarray(texts.positions), jnp.asarray(texts.segments))
+    states = decoder.forward_texts(
+        CONFIG, parameters, jnp.asarray(texts.tokens), jnp.asarray(texts.positions), mask
+    )
+    found = np.asarray(jax.nn.log_softmax(decoder.logits(CONFIG, parameters, states)))
+    answers, others = [], []
+    for row in range(STAGE.batch):
+        for column in range(1, STAGE.tokens):
+            segment = texts.segments[row, column]
+            if segment < 0 or segment != texts.segments[row, column - 1]:
+                continue
+            part = answers if texts.is_answer[row, column] else others
+            part.append(-found[row, column - 1, texts.tokens[row, column]])
+    np.testing.assert_allclose(losses.answers, np.mean(answers), rtol=1e-4)
+    np.testing.assert_allclose(losses.texts, np.mean(others), rtol=1e-4)
+    np.testing.assert_allclose(total, np.mean(answers) + 0.5 * np.mean(others), rtol=1e-4)
+
+
+def test_answers_are_never_in_a_question():
+    reading = generate_reading(STAGE.reading, 0, 5)
+    assert all(answer not in question for question, answer in reading.questions)
+
+
+def test_the_wording_ends_where_the_answer_begins(tokenizer):
+    piece = tokenize_piece(split_tokenizer(tokenizer), TEMPLATE.question, {"question": "Who?"})
+    assert piece.text.endswith("Answer:")
