@@ -55,14 +55,25 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "quick": {
-        "questions": QaData(train_questions=300, evaluation_questions=300),
+    "quick": {"questions": QaData(train_questions=300, evaluation_questions=300)},
+    "glance": {
+        "backbone": "qwen3",
+        "questions": QaData(train_questions=100, evaluation_questions=60),
+        "use": QaMethods(
+            methods=(
+                "closed_book", "frozen", "shared", "blind", "updater", "updater_shuffled", "tta",
+            ),
+            steps=150, batch=16, tuning_questions=4, adaptation_steps=3, adapted_questions=60,
+            evaluation_batch=60,
+        ),
     },
-    "full": {
-        "questions": QaData(train_questions=1000, evaluation_questions=300),
-        "use": QaMethods(steps=1200, adapted_questions=300, tuning_questions=20),
+    "paper": {
+        "questions": QaData(train_questions=1000, evaluation_questions=500),
+        "use": QaMethods(
+            steps=2000, adapted_questions=500, tuning_questions=30, adaptation_steps=10
+        ),
     },
-}
+}  # fmt: skip
 
 
 def main(config: Config) -> None:

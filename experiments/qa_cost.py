@@ -62,7 +62,7 @@ class Config:
     use: Annotated[QaMethods, tyro.conf.arg(name="")] = QaMethods()  # noqa: RUF009
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"full": {}, "quick": {"repeats": 30}}
+PRESETS: Mapping[str, Mapping[str, Any]] = {"quick": {"repeats": 30}, "paper": {}}
 
 
 def main(config: Config) -> None:

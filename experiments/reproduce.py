@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from experiments import boundary_sweep, exactness, trained_lsa
+from experiments import boundary_sweep, exactness, qa, qa_cost, trained_lsa
 from experiments.support.claims import Claim, claims_table
 from experiments.support.command import (
     exit_on_user_errors,
@@ -29,10 +29,12 @@ from experiments.support.report import Section, write_report
 EXPERIMENTS: Mapping[str, ModuleType] = {
     "exactness": exactness,
     "trained_lsa": trained_lsa,
+    "qa_cost": qa_cost,
     "boundary_sweep": boundary_sweep,
+    "qa": qa,
 }
-# The whole sweep takes a while: `make reproduce` shows a part of it.
-_PRESET = {"boundary_sweep": "glance"}
+# The whole of these takes a while: `make reproduce` shows a part of it.
+_PRESET = {"boundary_sweep": "glance", "qa": "glance"}
 _LANES = 2
 TITLE = "Retrieval-augmented generation as in-context optimization"
 
@@ -54,16 +56,21 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the experiments, then prints the claims and the report's path."""
-    run_all(
-        {
-            name: load_preset(
-                module.Config, module.PRESETS, _PRESET.get(name, "quick"),
-                out=config.out / name, seed=config.seed, resume=True,
-            )
-            for name, module in EXPERIMENTS.items()
-        }
-    )  # fmt: skip
+    run_all({name: _settings(name, config) for name in EXPERIMENTS})
     report_all(config.out)
+
+
+def _settings(name: str, config: Config) -> Any:
+    """Settings of an experiment; question answering has its seed among those of its questions."""
+    module = EXPERIMENTS[name]
+    settings = load_preset(
+        module.Config, module.PRESETS, _PRESET.get(name, "quick"),
+        out=config.out / name, resume=True,
+    )  # fmt: skip
+    if hasattr(settings, "questions"):
+        questions = dataclasses.replace(settings.questions, seed=config.seed)
+        return dataclasses.replace(settings, questions=questions)
+    return dataclasses.replace(settings, seed=config.seed)
 
 
 def run_all(settings: Mapping[str, Any]) -> None:

@@ -6,8 +6,17 @@ import re
 
 import pytest
 
-from experiments import boundary_sweep, exactness, reproduce, trained_lsa
+from experiments import boundary_sweep, exactness, qa, qa_cost, reproduce, trained_lsa
 from experiments.reproduce import Config
+from experiments.support.qa_data import QaData
+from experiments.support.qa_settings import QaMethods
+from tests.small_backbones import write_backbone
+
+USE = QaMethods(
+    methods=("frozen", "shared", "updater"), pools=2, pool_features=3, rank=2,
+    evidence_tokens=200, question_tokens=100, answer_tokens=4, steps=2, batch=2,
+    evaluation_batch=2,
+)  # fmt: skip
 
 TINY = {
     exactness: {"episodes": 2, "size_sets": 1},
@@ -22,12 +31,28 @@ TINY = {
         "fit_episodes": 64, "test_episodes": 8, "transfer_episodes": 4,
         "bootstrap": 20,
     },
+    qa: {
+        "questions": QaData(
+            benchmarks=("single_fact", "bridge"), train_questions=2, evaluation_questions=2,
+            passages=2,
+        ),
+        "use": USE, "bootstrap": 20,
+    },
+    qa_cost: {
+        "questions": QaData(
+            benchmarks=("single_fact",), train_questions=0, evaluation_questions=1, passages=2
+        ),
+        "use": USE, "repeats": 2, "adaptation_steps": (1,),
+    },
 }  # fmt: skip
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch, tmp_path):
+    write_backbone(tmp_path / "backbone")
     for module, settings in TINY.items():
+        if module in (qa, qa_cost):
+            settings = {**settings, "backbone": str(tmp_path / "backbone")}
         for preset in ("quick", "glance"):
             monkeypatch.setitem(module.PRESETS, preset, settings)
 
@@ -65,4 +90,5 @@ def test_a_failure_ends_the_run_with_its_message(tmp_path, capfd, tiny, monkeypa
 def test_every_experiment_has_the_presets_and_settings_of_all():
     for module in reproduce.EXPERIMENTS.values():
         assert {"quick", "paper"} <= set(module.PRESETS)
-        assert {"out", "seed", "resume"} <= {f.name for f in dataclasses.fields(module.Config)}
+        fields = {f.name for f in dataclasses.fields(module.Config)}
+        assert {"out", "resume"} <= fields and fields & {"seed", "questions"}
