@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from experiments.support.command import run_command
+from experiments.support.reader_start import init_reader
 from experiments.support.reader_texts import (
     END,
     START,
@@ -28,13 +29,7 @@ from experiments.support.reader_texts import (
     plain_texts,
 )
 from experiments.support.reader_texts import train_tokenizer as train_on_texts
-from experiments.support.reader_training import (
-    Losses,
-    ReaderState,
-    init_reader,
-    make_optimizer,
-    train_step,
-)
+from experiments.support.reader_training import Losses, ReaderState, make_optimizer, train_step
 from experiments.support.run_folder import Run, open_run
 from icorag_jax.backbones.templates import TEMPLATE as TEMPLATE_FILE
 from icorag_jax.backbones.templates import write_template
@@ -95,15 +90,7 @@ class Config:
 
 
 PRESETS = {
-    # Queries and keys that are not normalized bear no higher rate.
-    "llama": {
-        "family": "llama",
-        "layers": 6,
-        "mlp": 640,
-        "learning_rate": 2.5e-3,
-        "warmup_steps": 100,
-        "stage_steps": (150, 200, 300, 250),
-    },
+    "llama": {"family": "llama", "layers": 6, "mlp": 640, "learning_rate": 6e-3},
     "qwen3": {"family": "qwen3", "layers": 7, "mlp": 512},
 }
 

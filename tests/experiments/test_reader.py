@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.support import reader_texts, reader_training
+from experiments.support.reader_start import init_reader
 from experiments.support.reader_texts import END, SEGMENTS, START, TEMPLATE, Stage, make_texts
 from icorag_jax.data.pieces import split_tokenizer, tokenize_piece
 from icorag_jax.data.world.reading import ReadingConfig, generate_reading
@@ -66,7 +67,7 @@ def test_a_question_alone_sees_what_it_sees_in_a_row(tokenizer):
     # The states of a packed question are those of its evidence and itself as one text.
     split = split_tokenizer(tokenizer)
     texts = make_texts(split, dataclasses.replace(STAGE, family_share=0.0), seed=1, step=0)
-    parameters = reader_training.init_reader(CONFIG, jax.random.key(0))
+    parameters = init_reader(CONFIG, jax.random.key(0))
     mask = reader_training.visible(jnp.asarray(texts.positions), jnp.asarray(texts.segments))
     packed = decoder.forward_texts(
         CONFIG, parameters, jnp.asarray(texts.tokens), jnp.asarray(texts.positions), mask
@@ -93,7 +94,7 @@ def test_texts_depend_on_seed_and_step_alone(tokenizer, texts):
 
 def test_untrained_heads_copy_what_came_before(tokenizer):
     # Random tokens twice: the second time they are likelier, as no untrained model would have it.
-    parameters = reader_training.init_reader(CONFIG, jax.random.key(1))
+    parameters = init_reader(CONFIG, jax.random.key(1))
     tokens = np.random.default_rng(0).integers(2, VOCABULARY, (4, 30))
     tokens = jnp.asarray(np.concatenate([tokens, tokens], axis=1), jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(60, dtype=jnp.int32), (4, 60))
@@ -105,7 +106,7 @@ def test_untrained_heads_copy_what_came_before(tokenizer):
 
 
 def test_the_loss_is_that_of_answers_and_half_of_all_else(tokenizer, texts):
-    parameters = reader_training.init_reader(CONFIG, jax.random.key(0))
+    parameters = init_reader(CONFIG, jax.random.key(0))
     total, losses = reader_training.loss(CONFIG, parameters, texts)
     mask = reader_training.visible(jnp.asarray(texts.positions), jnp.asarray(texts.segments))
     states = decoder.forward_texts(

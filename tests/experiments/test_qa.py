@@ -1,0 +1,123 @@
+"""Question answering end to end on a tiny random backbone: every method, the grid, and cost."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import qa, qa_cost, qa_grid
+from experiments.support import qa_run
+from experiments.support.qa_data import QaData
+from experiments.support.qa_settings import QaMethods
+from experiments.support.run_folder import RunFolderError
+from tests.small_backbones import write_backbone
+
+pytestmark = pytest.mark.slow
+
+QUESTIONS = QaData(
+    benchmarks=("single_fact", "bridge"), train_questions=3, evaluation_questions=3, passages=3
+)
+USE = QaMethods(
+    pools=2, pool_features=3, rank=2, evidence_tokens=240, question_tokens=100, answer_tokens=4,
+    steps=3, batch=2, tuning_questions=1, adaptation_steps=2, adapted_questions=2,
+    evaluation_batch=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbones") / "tiny"
+    write_backbone(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(backbone, tmp_path_factory):
+    config = qa.Config(
+        tmp_path_factory.mktemp("qa") / "run", backbone=backbone, bootstrap=50,
+        questions=QUESTIONS, use=USE,
+    )  # fmt: skip
+    qa.main(config)
+    return config
+
+
+def test_every_method_answers_every_question(finished):
+    answers = pd.read_parquet(finished.out / "answers.parquet")
+    counts = answers.groupby(["method", "benchmark"])["id"].nunique().unstack()
+    assert set(counts.index) == set(USE.methods)
+    gradient_steps = counts.index.isin(["slot", "tta", "oracle"])
+    assert (counts[~gradient_steps] == 3).all(axis=None)
+    # Those with gradient steps answer the first questions alone.
+    assert (counts[gradient_steps] == 2).all(axis=None)
+    scores = pd.read_parquet(finished.out / "scores.parquet")
+    frozen = answers[(answers["method"] == "frozen") & (answers["benchmark"] == "bridge")]
+    row = scores[
+        (scores["method"] == "frozen")
+        & (scores["benchmark"] == "bridge")
+        & (scores["measure"] == "f1")
+    ]
+    assert row["mean"].item() == pytest.approx(frozen["f1"].mean())
+    assert {path.name for path in (finished.out / "figures").glob("*.png")} >= {
+        "scores.png", "gains.png", "cosines.png",
+    }  # fmt: skip
+    tuned = json.loads((finished.out / "summary.json").read_text())["tuned"]
+    assert {row["method"] for row in tuned} == {"tta", "oracle", "slot"}
+
+
+def test_a_resumed_run_trains_nothing_and_finds_the_same(finished, monkeypatch):
+    before = {path: path.read_bytes() for path in finished.out.rglob("*.parquet")}
+    monkeypatch.setattr(qa_run, "answer_questions", lambda *_: pytest.fail("answered again"))
+    qa.main(dataclasses.replace(finished, resume=True))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_backbone_of_the_same_name_is_refused(finished, tmp_path):
+    # The path is the same in the settings, the weights are not.
+    folder = tmp_path / "tiny"
+    write_backbone(folder, seed=1)
+    inputs = pd.read_parquet(finished.out / "cells" / "inputs_bm25.parquet")
+    assert len(inputs) == 1
+    config = dataclasses.replace(finished, backbone=str(folder), resume=True)
+    with pytest.raises(RunFolderError, match="holds another run"):
+        qa.main(config)
+
+
+def test_nothing_to_train_on_is_an_error(backbone, tmp_path):
+    questions = dataclasses.replace(QUESTIONS, train_questions=0)
+    with pytest.raises(ValueError, match="there are no training questions"):
+        qa.main(qa.Config(tmp_path / "run", backbone=backbone, questions=questions, use=USE))
+
+
+def test_the_grid_has_a_row_for_each_cell_and_family_left_out(backbone, tmp_path):
+    use = dataclasses.replace(USE, methods=("frozen", "shared", "updater"))
+    qa_grid.main(
+        qa_grid.Config(
+            tmp_path / "grid", backbones=(backbone,), retrievers=("bm25",), bootstrap=50,
+            questions=QUESTIONS, use=use,
+        )
+    )  # fmt: skip
+    for name in ("answers", "transfer"):
+        table = pd.read_parquet(tmp_path / "grid" / f"{name}.parquet")
+        counts = table.groupby(["backbone", "retriever", "benchmark", "method"])["id"].nunique()
+        assert len(counts) == 2 * 3 and (counts == 3).all()
+    claims = json.loads((tmp_path / "grid" / "summary.json").read_text())["claims"]
+    assert any("Left out of training" in claim["claim"] for claim in claims)
+
+
+def test_costs_grow_with_the_steps_and_the_updater_is_cheap(backbone, tmp_path):
+    questions = dataclasses.replace(QUESTIONS, train_questions=0)
+    qa_cost.main(
+        qa_cost.Config(
+            tmp_path / "cost", backbone=backbone, repeats=3, adaptation_steps=(1, 2),
+            questions=questions, use=USE,
+        )
+    )  # fmt: skip
+    costs = pd.read_parquet(tmp_path / "cost" / "costs.parquet").set_index("method")
+    assert list(costs.index) == ["frozen", "shared", "updater", "tta_1", "tta_2"]
+    flops = costs["flops"]
+    assert flops["frozen"] < flops["shared"] < flops["updater"] < flops["tta_2"]
+    step = flops["tta_1"] - flops["shared"]
+    assert flops["tta_2"] - flops["tta_1"] == pytest.approx(step, rel=1e-6)
+    assert np.isfinite(costs.to_numpy()).all()
