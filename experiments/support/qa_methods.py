@@ -16,6 +16,7 @@ from tqdm import tqdm
 from experiments.support.qa_settings import MethodName, QaMethods
 from icorag_jax.backbones.loading import Backbone
 from icorag_jax.data.answers import exact_match, token_f1
+from icorag_jax.files import write_atomically
 from icorag_jax.rag.adaptation import LABEL_FREE, AdaptationConfig, adapt, slot
 from icorag_jax.rag.answering import Answers, answer_adapted, answer_prepared, prepare
 from icorag_jax.rag.batches import Batch, BatchConfig, cloze_rows, make_batch

@@ -56,7 +56,7 @@ class QaMethods:
     rank: int = 8
     updater_steps: int = 2
     evidence_tokens: int = 448
-    question_tokens: int = 48
+    question_tokens: int = 64
     answer_tokens: int = 12
     steps: int = 400
     batch: int = 32
