@@ -37,7 +37,7 @@ from icorag_jax.data.pieces import split_tokenizer
 from icorag_jax.data.world.reading import ReadingConfig
 from icorag_jax.files import write_atomically
 from icorag_jax.lm.config import DecoderConfig, DefaultRotary
-from icorag_jax.lm.pretrained import LanguageModel, save_pretrained
+from icorag_jax.lm.pretrained import LanguageModel, from_pretrained, save_pretrained
 from icorag_jax.training_checkpoints import open_checkpoints
 
 _CURRICULUM = (
@@ -55,6 +55,8 @@ class Config:
     Attributes:
         out: folder of the run.
         resume: go on with the run that the folder holds.
+        start: folder of a model to go on from, with its tokenizer, instead of random weights; of
+            the same sizes.
         family: whose architecture the model has.
         seed: of parameters and texts.
         vocabulary: tokens of the byte-level BPE, which is trained on texts of the last stage.
@@ -71,6 +73,7 @@ class Config:
 
     out: Path
     resume: bool = False
+    start: Path | None = None
     family: Literal["llama", "qwen3"] = "llama"
     seed: int = 0
     vocabulary: int = 2048
@@ -153,6 +156,8 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 def _tokenizer(run: Run, config: Config) -> tokenizers.Tokenizer:
     path = run.path / "tokenizer.json"
+    if config.start is not None and not path.exists():
+        write_atomically(path, (config.start / "tokenizer.json").read_bytes())
     if not path.exists():
         texts = plain_texts(_CURRICULUM[-1], config.seed, 2000)
         tokenizer = train_on_texts(texts, config.vocabulary)
@@ -167,7 +172,13 @@ def _train(
 ) -> tuple[dict, list[dict]]:
     """The parameters after all steps, and the mean losses from checkpoint to checkpoint."""
     optimizer = make_optimizer(learning_rate(config))
-    parameters = init_reader(decoder, jax.random.key(config.seed))
+    if config.start is None:
+        parameters = init_reader(decoder, jax.random.key(config.seed))
+    else:
+        model = from_pretrained(config.start, dtype=jnp.float32)
+        if model.config != decoder:
+            raise ValueError(f"{config.start} is not a model of these settings")
+        parameters = model.parameters
     state = ReaderState(jnp.int32(0), parameters, optimizer.init(parameters))
     split = split_tokenizer(tokenizer)
     ends = np.cumsum(config.stage_steps)

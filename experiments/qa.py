@@ -46,7 +46,7 @@ class Config:
 
     out: Path
     resume: bool = False
-    backbone: str = "llama"
+    backbone: str = "qwen3"
     dtype: Literal["float32", "bfloat16"] = "float32"
     cache: Path | None = None
     bootstrap: int = 10_000
@@ -57,7 +57,6 @@ class Config:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"questions": QaData(train_questions=300, evaluation_questions=300)},
     "glance": {
-        "backbone": "qwen3",
         "questions": QaData(train_questions=100, evaluation_questions=60),
         "use": QaMethods(
             methods=(

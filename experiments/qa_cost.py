@@ -51,7 +51,7 @@ class Config:
 
     out: Path
     resume: bool = False
-    backbone: str = "llama"
+    backbone: str = "qwen3"
     dtype: Literal["float32", "bfloat16"] = "float32"
     repeats: int = 100
     adaptation_steps: tuple[int, ...] = (1, 3, 5, 10)

@@ -22,7 +22,7 @@ from experiments.support.qa_settings import QaMethods
 from experiments.support.qa_tables import PAIRS, comparison_table, score_table
 from experiments.support.retrievers import SingleRetriever
 from experiments.support.run_folder import open_run
-from icorag_jax.backbones.loading import load_backbone
+from icorag_jax.backbones.loading import backbone_names, load_backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Config:
     Attributes:
         out: folder to write.
         resume: go on with the run that the folder holds.
-        backbones: names of shipped ones, folders, or hub ids.
+        backbones: names of shipped ones, folders, or hub ids; none for all that are shipped.
         retrievers: which.
         transfer: retrievers with which benchmarks are left out in turn, or none.
         dtype: of parameters and compute.
@@ -45,7 +45,7 @@ class Config:
 
     out: Path
     resume: bool = False
-    backbones: tuple[str, ...] = ("llama", "qwen3")
+    backbones: tuple[str, ...] = ()
     retrievers: tuple[SingleRetriever, ...] = ("bm25", "dense")
     transfer: tuple[SingleRetriever, ...] = ("bm25",)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,7 +76,8 @@ def main(config: Config) -> None:
             another backbone.
     """
     dtype = jnp.dtype(config.dtype)
-    backbones = {name: load_backbone(name, dtype) for name in config.backbones}
+    names = config.backbones or backbone_names()
+    backbones = {name: load_backbone(name, dtype) for name in names}
     with open_run(config.out, "qa_grid", config, resume=config.resume) as run:
         answers, transferred = [], []
         for retriever in config.retrievers:

@@ -24,7 +24,8 @@ class QaMethods:
 
     Attributes:
         methods: which are evaluated; see `docs/method.md`.
-        layer: the interface's first layer; by default the middle one.
+        layer: the interface's first layer; by default a sixth of the way up, at least 1: what reads
+            evidence into the question's rows has to be above it.
         pools: see `icorag_jax.rag.interface.InterfaceConfig`.
         pool_features: likewise.
         rank: likewise.
@@ -55,7 +56,7 @@ class QaMethods:
     pool_features: int = 16
     rank: int = 8
     updater_steps: int = 2
-    evidence_tokens: int = 448
+    evidence_tokens: int = 256
     question_tokens: int = 64
     answer_tokens: int = 12
     steps: int = 400
@@ -71,7 +72,7 @@ class QaMethods:
 
     def first_layer(self, decoder: DecoderConfig) -> int:
         """The interface's first layer."""
-        return decoder.num_hidden_layers // 2 if self.layer is None else self.layer
+        return max(decoder.num_hidden_layers // 6, 1) if self.layer is None else self.layer
 
     def batch_config(self, passages: int) -> BatchConfig:
         """Sizes of prompts."""

@@ -81,8 +81,8 @@ def loss(
 ) -> tuple[Float[Array, ""], Losses]:
     """What is minimized: cross entropy of answers, and some of that of all other tokens."""
     tokens, segments = jnp.asarray(texts.tokens), jnp.asarray(texts.segments)
-    mask = visible(texts.positions, segments)
-    states = forward_texts(config, parameters, tokens, texts.positions, mask)
+    positions = jnp.asarray(texts.positions)
+    states = forward_texts(config, parameters, tokens, positions, visible(positions, segments))
     # A question's first token follows the evidence, which is not before it in the row: skipped.
     follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] >= 0)
     found = logits(config, parameters, states[:, :-1])
@@ -91,7 +91,7 @@ def loss(
     others = follows & ~answers
 
     def mean(where: Bool[Array, "batch tokens"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(where, each, 0)) / jnp.maximum(where.sum(), 1)
+        return jnp.sum(jnp.where(where, each, 0)) / jnp.maximum(where.sum(), 1).astype(each.dtype)
 
     wrong = answers & (jnp.argmax(found, axis=-1) != tokens[:, 1:])
     rows = jnp.arange(tokens.shape[0])[:, None] * SEGMENTS**2
@@ -99,8 +99,8 @@ def loss(
     count = functools.partial(jax.ops.segment_sum, num_segments=tokens.shape[0] * SEGMENTS**2)
     asked = count(answers.ravel().astype(jnp.int32), segment) > 0
     missed = count(wrong.ravel().astype(jnp.int32), segment) > 0
-    exact = (asked & ~missed).sum() / jnp.maximum(asked.sum(), 1)
-    losses = Losses(mean(answers), mean(others), exact.astype(jnp.float32), jnp.float32(0))
+    exact = jnp.mean(~missed, where=asked, dtype=jnp.float32)
+    losses = Losses(mean(answers), mean(others), exact, jnp.float32(0))
     return losses.answers + 0.5 * losses.texts, losses
 
 

@@ -61,7 +61,7 @@ class Config:
     question: tyro.conf.Positional[str]
     passages: Path | None = None
     corpus: Path | None = None
-    backbone: str = "llama"
+    backbone: str = "qwen3"
     method: Path | None = None
     retriever: Literal["bm25", "dense"] = "bm25"
     top: int = 10

@@ -73,7 +73,7 @@ def test_a_question_alone_sees_what_it_sees_in_a_row(tokenizer):
         CONFIG, parameters, jnp.asarray(texts.tokens), jnp.asarray(texts.positions), mask
     )
     segments = texts.segments[0]
-    question = segments[segments % SEGMENTS > 0][-1]
+    question = segments[(segments > 0) & (segments % SEGMENTS > 0)][-1]
     at = np.flatnonzero((segments == question) | (segments == question // SEGMENTS * SEGMENTS))
     cache = decoder.empty_cache(CONFIG, 1, len(at), jnp.float32)
     alone = decoder.forward(
@@ -94,15 +94,18 @@ def test_texts_depend_on_seed_and_step_alone(tokenizer, texts):
 
 def test_untrained_heads_copy_what_came_before(tokenizer):
     # Random tokens twice: the second time they are likelier, as no untrained model would have it.
-    parameters = init_reader(CONFIG, jax.random.key(1))
+    config = decoder_config(
+        vocab_size=VOCABULARY, hidden_size=256, head_dim=64, intermediate_size=48
+    )
+    parameters = init_reader(config, jax.random.key(1))
     tokens = np.random.default_rng(0).integers(2, VOCABULARY, (4, 30))
     tokens = jnp.asarray(np.concatenate([tokens, tokens], axis=1), jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(60, dtype=jnp.int32), (4, 60))
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((60, 60), bool)), (4, 60, 60))
-    states = decoder.forward_texts(CONFIG, parameters, tokens, positions, mask)
-    found = jax.nn.log_softmax(decoder.logits(CONFIG, parameters, states[:, :-1]))
+    states = decoder.forward_texts(config, parameters, tokens, positions, mask)
+    found = jax.nn.log_softmax(decoder.logits(config, parameters, states[:, :-1]))
     each = jnp.take_along_axis(found, tokens[:, 1:, None], axis=2)[..., 0]
-    assert float(each[:, 32:].mean()) > float(each[:, :28].mean()) + 0.1
+    assert float(each[:, 32:].mean()) > float(each[:, :28].mean()) + 0.3
 
 
 def test_the_loss_is_that_of_answers_and_half_of_all_else(tokenizer, texts):
