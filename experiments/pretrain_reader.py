@@ -7,7 +7,7 @@ stopped at any time, and goes on with --resume from the last checkpoint to the s
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pandas as pd
 import tokenizers
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from experiments.support.command import run_command
@@ -146,7 +146,8 @@ def learning_rate(config: Config) -> optax.Schedule:
     steps = sum(config.stage_steps)
     decay = max(int(steps * config.decay_share), 1)
 
-    def rate(step: Int[Array, ""]) -> Float[Array, ""]:
+    def rate(step: Any) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
         done = (step + 1) / config.warmup_steps
         rising = jnp.minimum(done, jax.lax.rsqrt(jnp.maximum(done, 1.0)))
         return config.learning_rate * rising * jnp.clip((steps - step) / decay, 0.0, 1.0)

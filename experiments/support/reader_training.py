@@ -115,7 +115,8 @@ def train_step(
     (_, losses), gradients = jax.value_and_grad(loss, argnums=1, has_aux=True)(
         config, state.parameters, texts
     )
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+    with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
     parameters = optax.apply_updates(state.parameters, updates)
     norm = optax.tree.norm(gradients)
     return (
