@@ -1,6 +1,7 @@
 """The updater: one linear self-attention read of the passages that changes the interface's state.
 
-With learned keys `x_j` and values `rho_j` of the passages and their confidence `w_j`, a step adds
+With learned keys `x_j` and values `rho_j` of the passages, the keys less their mean over the
+question's passages, and the passages' confidence `w_j`, a step adds
 
     dW = eta * sum_j w_j rho_j x_j^T
 
@@ -90,8 +91,10 @@ class Updater(nn.Module):
         small = nn.initializers.lecun_normal()
         value_keys = keys @ self.param("value_keys", small, (keys.shape[-1], rank))
         value_values = values @ self.param("value_values", small, (values.shape[-1], rank))
-        blocks = (Block(values.shape[-1], keys.shape[-1]), Block(rank, rank))
         read = Features(features.question, keys, present)
+        keys, value_keys = (_centred(found, present) for found in (keys, value_keys))
+        keys, values = (found * found.shape[-1] ** -0.5 for found in (keys, values))
+        blocks = (Block(values.shape[-1], keys.shape[-1]), Block(rank, rank))
         change = jax.tree.map(jnp.zeros_like, state)
         for step_size in step_sizes:
             scores = passage_scores(read, confidence[None] + change.bias)
@@ -121,6 +124,20 @@ class Updater(nn.Module):
             present=jnp.ones((batch, shape[0]), bool),
         )
         return blind, features._replace(question=jnp.ones_like(features.question))
+
+
+def _centred(
+    keys: Float[Array, "batch passages d"], present: Bool[Array, "batch passages"]
+) -> Float[Array, "batch passages d"]:
+    """Keys less their mean over a question's passages, 0 where there is no passage.
+
+    What all passages share says nothing of which one counts, and with it updates are nearly the
+    same for all questions.
+    """
+    count = jnp.maximum(present.sum(axis=1), 1).astype(keys.dtype)
+    kept = jnp.where(present[..., None], keys, 0)
+    mean = kept.sum(axis=1, keepdims=True) / count[:, None, None]
+    return jnp.where(present[..., None], keys - mean, 0)
 
 
 def read_step(
