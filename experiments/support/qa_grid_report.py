@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.support.claims import Claim, claims_markdown
-from experiments.support.qa_report import adaptation_claim, difference
-from experiments.support.qa_tables import ALL
+from experiments.support.qa_report import adaptation_claim, difference, loss_claim
+from experiments.support.qa_tables import ALL, comparisons_of, points
 from icorag_jax.data.world import CONTROL
 
 Results = Mapping[str, Mapping[str, pd.DataFrame]]
@@ -38,11 +38,10 @@ def claims(results: Results) -> list[Claim]:
         row = difference(together, "updater", "shared", ALL, measure)
         if row is None:
             continue
-        interval = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         found.append(
             Claim(
                 f"The updater beats the shared interface on average ({name})",
-                f"{100 * row['difference']:+.1f} points {interval}, p {row['p']:.4f}",
+                f"{points(row)} points, p {row['p']:.4f}",
                 row["difference"] > 0 and row["p"] < 0.01,
             )
         )
@@ -70,15 +69,8 @@ def claims(results: Results) -> list[Claim]:
             )
         )
     for name in ("shuffled", "random"):
-        row = difference(together, f"updater_{name}", "shared", ALL, "exact_match")
-        if row is not None:
-            found.append(
-                Claim(
-                    f"Fed {name} evidence, the updater's gain is gone",
-                    f"EM over shared {100 * row['difference']:+.1f} points",
-                    row["low"] <= 0,
-                )
-            )
+        claim = f"Fed {name} evidence, the updater's gain is gone"
+        found.append(loss_claim(together, f"updater_{name}", claim))
     found.append(adaptation_claim(together))
     if "transfer" in results:
         of = _gains(results["transfer"]["comparisons"], "exact_match")
@@ -113,13 +105,12 @@ def account(summary: Mapping[str, Any], results: Results) -> str:
                 cells = [_cell(by.loc[m]) if m in by.index else "" for m in methods]
                 lines.append(f"| {' | '.join([*map(str, key), *cells])} |")
         lines += ["", f"## {title}: paired differences over all cells, points", ""]
-        lines += ["| method | against | measure | difference | interval | p |"]
-        lines += ["| --- | --- | --- | ---: | --- | ---: |"]
+        lines += ["| method | against | measure | difference | p |"]
+        lines += ["| --- | --- | --- | ---: | ---: |"]
         for row in results[name]["together"].to_dict("records"):
             lines.append(
                 f"| {row['method']} | {row['against']} | {row['measure']} "
-                f"| {100 * row['difference']:+.1f} "
-                f"| [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}] | {row['p']:.4f} |"
+                f"| {points(row)} | {row['p']:.4f} |"
             )
     return "\n".join([*lines, ""])
 
@@ -134,12 +125,8 @@ def draw(results: Results) -> dict[str, Figure]:
 
 
 def _gains(compared: pd.DataFrame, measure: str) -> pd.DataFrame:
-    return compared[
-        (compared["method"] == "updater")
-        & (compared["against"] == "shared")
-        & (compared["measure"] == measure)
-        & (compared["benchmark"] != ALL)
-    ]
+    rows = comparisons_of(compared, "updater", "shared", measure)
+    return rows[rows["benchmark"] != ALL]
 
 
 def _heatmap(gains: pd.DataFrame) -> Figure:

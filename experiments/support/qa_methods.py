@@ -14,17 +14,23 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from experiments.support.qa_settings import MethodName, QaMethods
+from experiments.support.qa_tables import best_settings
 from icorag_jax.backbones.loading import Backbone
 from icorag_jax.data.answers import exact_match, token_f1
 from icorag_jax.files import write_atomically
 from icorag_jax.rag.adaptation import LABEL_FREE, AdaptationConfig, adapt, slot
-from icorag_jax.rag.answering import Answers, answer_adapted, answer_prepared, prepare
+from icorag_jax.rag.answering import (
+    Answers,
+    answer_adapted,
+    answer_prepared,
+    objective_reading,
+    prepare,
+)
 from icorag_jax.rag.batches import Batch, BatchConfig, cloze_rows, make_batch
 from icorag_jax.rag.frozen import (
     Reading,
+    join_readings,
     read,
-    read_evidence,
-    read_rows,
     take_readings,
     upper_decoder,
     upper_states,
@@ -106,7 +112,7 @@ class Training:
                 )
                 parts.append(take_readings(reading, np.arange(len(some))))
                 progress.update(len(some))
-        return jax.tree.map(_joined, *parts)
+        return join_readings(parts)
 
 
 def train_methods(
@@ -180,10 +186,7 @@ def tune_adaptation(
 
 def best_adaptation(tuned: pd.DataFrame, name: MethodName) -> AdaptationConfig:
     """The setting with the most right answers on training questions, then the lowest loss."""
-    rows = tuned[tuned["method"] == name].sort_values(
-        ["exact", "loss", "steps"], ascending=[False, True, True]
-    )
-    best = rows.iloc[0]
+    best = best_settings(tuned).set_index("method").loc[name]
     return AdaptationConfig(
         best["objective"], best["optimizer"], int(best["steps"]), float(best["learning_rate"])
     )
@@ -317,15 +320,8 @@ def _trajectory_scores_of(
     method_parameters: Any, config: AdaptationConfig, learning_rate: Array, *, layer: int,
 ) -> Float[Array, "two steps batch"]:  # fmt: skip
     """Loss of the right answer and whether it is the likeliest, after each step."""
-    evidence, evidence_states = read_evidence(decoder, parameters, batch, layer=layer)
-
-    def read_after(rows: Batch) -> Reading:
-        return read_rows(
-            decoder, parameters, rows, evidence, evidence_states,
-            layer=layer, slots=rows.tokens.shape[1],
-        )[0]  # fmt: skip
-
-    reading = read_after(batch)
+    prepared = prepare(decoder, parameters, batch, layer=layer, answer_tokens=1)
+    reading = prepared.reading
     upper = upper_decoder(decoder, parameters, layer)
     if method is None:
         deltas, _ = slot(
@@ -339,7 +335,7 @@ def _trajectory_scores_of(
 
         scores = jax.lax.map(score, deltas)
     else:
-        objective = reading if rows is None else read_after(rows)
+        objective = objective_reading(decoder, parameters, prepared, rows, layer=layer)
         features, trajectory, _ = adapt(
             config, method, decoder, parameters, method_parameters, reading, objective,
             learning_rate,
@@ -359,12 +355,10 @@ _trajectory_scores: Callable[..., Array] = jax.jit(
 
 
 def _texts(subject: Subject, answers: Answers) -> list[str]:
-    """Answers as strings, without the token that ends them."""
-    tokenizer = subject.backbone.model.tokenizer
-    assert tokenizer is not None
+    """Answers as strings."""
     tokens, lengths = np.asarray(answers.tokens), np.asarray(answers.lengths)
     return [
-        tokenizer.decode(row[:length].tolist(), skip_special_tokens=True).strip()
+        subject.backbone.decode(row[:length].tolist())
         for row, length in zip(tokens, lengths, strict=True)
     ]
 
@@ -379,9 +373,3 @@ def _row(asked: RetrievedQuestion, text: str) -> dict[str, Any]:
         "f1": token_f1(text, answers),
         "gold": gold,
     }
-
-
-def _joined(*leaves: np.ndarray) -> np.ndarray:
-    # Evidence has its layers first; all else the batch.
-    axis = 1 if leaves[0].ndim == 5 else 0
-    return np.concatenate(leaves, axis=axis)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.support.claims import Claim, claims_markdown
-from experiments.support.qa_tables import ALL
+from experiments.support.qa_tables import ALL, best_settings, comparisons_of, points
 from icorag_jax.data.world import CONTROL
 
 _COLOURS = {
@@ -28,8 +28,7 @@ def summarize(
         "comparisons": compared.to_dict("records"),
     }
     if len(tuned):
-        best = tuned.sort_values(["exact", "loss"], ascending=[False, True])
-        summary["tuned"] = best.groupby("method", sort=False).head(1).to_dict("records")
+        summary["tuned"] = best_settings(tuned).to_dict("records")
     if len(cosines):
         quantiles = np.quantile(cosines["cosine"], [0.05, 0.25, 0.5, 0.75, 0.95])
         names = ("q05", "q25", "median", "q75", "q95")
@@ -45,7 +44,7 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
         _gain_claim(compared, "updater", "blind", "It beats a context-blind one of equal size"),
         _control_claim(compared),
         *(
-            _loss_claim(compared, f"updater_{name}", f"Fed {name} evidence, its gain is gone")
+            loss_claim(compared, f"updater_{name}", f"Fed {name} evidence, its gain is gone")
             for name in ("shuffled", "random")
         ),
         adaptation_claim(compared),
@@ -66,18 +65,9 @@ def difference(
     compared: pd.DataFrame, method: str, against: str, benchmark: str, measure: str
 ) -> dict[str, Any] | None:
     """The row of a comparison, None where it was not made."""
-    rows = compared[
-        (compared["method"] == method)
-        & (compared["against"] == against)
-        & (compared["benchmark"] == benchmark)
-        & (compared["measure"] == measure)
-    ]
+    rows = comparisons_of(compared, method, against, measure)
+    rows = rows[rows["benchmark"] == benchmark]
     return rows.iloc[0].to_dict() if len(rows) else None
-
-
-def _points(row: Mapping[str, Any]) -> str:
-    low, high = 100 * row["low"], 100 * row["high"]
-    return f"{100 * row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _gain_claim(compared: pd.DataFrame, method: str, against: str, claim: str) -> Claim | None:
@@ -87,7 +77,7 @@ def _gain_claim(compared: pd.DataFrame, method: str, against: str, claim: str) -
         return None
     found = [row for row in rows if row is not None]
     measured = ", ".join(
-        f"{name} {_points(row)}" for name, row in zip(("EM", "F1"), found, strict=True)
+        f"{name} {points(row)}" for name, row in zip(("EM", "F1"), found, strict=True)
     )
     holds = all(row["difference"] > 0 and row["p"] < 0.01 for row in found)
     return Claim(f"{claim} (points, p < 0.01)", measured, holds)
@@ -99,16 +89,16 @@ def _control_claim(compared: pd.DataFrame) -> Claim | None:
     if row is None:
         return None
     return Claim(
-        "On single facts it does not beat frozen RAG", f"EM {_points(row)}", row["low"] <= 0
+        "On single facts it does not beat frozen RAG", f"EM {points(row)}", row["low"] <= 0
     )
 
 
-def _loss_claim(compared: pd.DataFrame, method: str, claim: str) -> Claim | None:
+def loss_claim(compared: pd.DataFrame, method: str, claim: str) -> Claim | None:
     """What a control gains over the shared interface is not above zero beyond its interval."""
     row = difference(compared, method, "shared", ALL, "exact_match")
     if row is None:
         return None
-    return Claim(claim, f"EM over shared {_points(row)}", row["low"] <= 0)
+    return Claim(claim, f"EM over shared {points(row)}", row["low"] <= 0)
 
 
 def adaptation_claim(compared: pd.DataFrame) -> Claim | None:
@@ -143,10 +133,9 @@ def account(summary: dict[str, Any], scores: pd.DataFrame, compared: pd.DataFram
     lines += ["| benchmark | method | against | measure | difference | p | questions |"]
     lines += ["| --- | --- | --- | --- | ---: | ---: | ---: |"]
     for row in compared.to_dict("records"):
-        interval = " ".join(f"{100 * row[name]:+.1f}" for name in ("low", "high"))
         lines.append(
             f"| {row['benchmark']} | {row['method']} | {row['against']} | {row['measure']} | "
-            f"{100 * row['difference']:+.1f} [{interval}] | {row['p']:.4f} | {row['questions']} |"
+            f"{points(row)} | {row['p']:.4f} | {row['questions']} |"
         )
     lines += ["", claims_markdown([Claim(**row) for row in summary["claims"]])]
     if "update_cosines" in summary:
@@ -159,11 +148,7 @@ def account(summary: dict[str, Any], scores: pd.DataFrame, compared: pd.DataFram
 def draw(scores: pd.DataFrame, compared: pd.DataFrame, cosines: pd.DataFrame) -> dict[str, Figure]:
     """The figures by name: scores, what the updater gains, cosines of updates."""
     figures = {"scores": _score_bars(scores)}
-    gains = compared[
-        (compared["method"] == "updater")
-        & (compared["against"] == "shared")
-        & (compared["measure"] == "exact_match")
-    ]
+    gains = comparisons_of(compared, "updater", "shared", "exact_match")
     if len(gains):
         figures["gains"] = _gain_strips(gains)
     if len(cosines):

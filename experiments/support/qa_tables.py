@@ -1,6 +1,7 @@
 """Scores of methods, and paired comparisons of them, from rows of answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,6 +84,31 @@ def comparison_table(
         "benchmark", "method", "against", "measure", "difference", "low", "high", "p", "questions",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
+
+
+def best_settings(tuned: pd.DataFrame) -> pd.DataFrame:
+    """For each method the setting with the most right answers, then the lowest loss, then steps.
+
+    Args:
+        tuned: `method`, `exact`, `loss`, `steps` and what a setting is, a row a setting.
+    """
+    order = tuned.sort_values(["exact", "loss", "steps"], ascending=[False, True, True])
+    return order.groupby("method", sort=False).head(1)
+
+
+def comparisons_of(compared: pd.DataFrame, method: str, against: str, measure: str) -> pd.DataFrame:
+    """The rows of `comparison_table` that compare two methods by one measure."""
+    return compared[
+        (compared["method"] == method)
+        & (compared["against"] == against)
+        & (compared["measure"] == measure)
+    ]
+
+
+def points(row: Mapping[str, Any]) -> str:
+    """A difference with its interval, in points."""
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _means(

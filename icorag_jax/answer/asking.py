@@ -123,9 +123,9 @@ def ask(backbone: Backbone, method: StoredMethod | None, asked: RetrievedQuestio
             decoder, parameters, batch, settings, numbers,
             layer=layer, answer_tokens=config.answer_tokens,
         )  # fmt: skip
-        tokens = np.asarray(found.tokens)[0, : int(found.lengths[0])]
+        tokens = np.asarray(found.tokens)[0, : int(found.lengths[0])].tolist()
         weights = _weigh(decoder, parameters, batch, settings, numbers, layer=layer)
-        return Reply(_decode(backbone, tokens), np.asarray(weights)[0])
+        return Reply(backbone.decode(tokens), np.asarray(weights)[0])
 
     frozen = reply(None, None)
     updated = None if method is None else reply(method.method, method.parameters)
@@ -214,11 +214,3 @@ def _weigh(
 def _question(text: str) -> Question:
     # Its answers are not known.
     return Question("asked", text, (), ())
-
-
-def _decode(backbone: Backbone, tokens: np.ndarray) -> str:
-    tokenizer = backbone.model.tokenizer
-    assert tokenizer is not None  # load_backbone sees to it
-    ends = backbone.model.config.eos_token_ids
-    kept = [token for token in tokens.tolist() if token not in ends]
-    return " ".join(tokenizer.decode(kept, skip_special_tokens=True).split())

@@ -1,6 +1,7 @@
 """Backbones by name, folder or hub id, with all that asking them takes."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ class Backbone:
     template: PromptTemplate
     tokenizer: PromptTokenizer
     fingerprint: str
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer's tokens, without those that end it, on one line."""
+        tokenizer = self.model.tokenizer
+        assert tokenizer is not None  # load_backbone sees to it
+        kept = [token for token in tokens if token not in self.model.config.eos_token_ids]
+        return " ".join(tokenizer.decode(kept, skip_special_tokens=True).split())
 
 
 def backbone_names() -> tuple[str, ...]:

@@ -183,6 +183,14 @@ def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> Ca
     )
 
 
+def use_slots(cache: Cache, positions: Int[Array, "batch tokens"]) -> Cache:
+    """The cache after all layers have written rows at these positions to its next slots."""
+    return cache._replace(
+        positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used)),
+        used=cache.used + positions.shape[1],
+    )
+
+
 def embed(parameters: Parameters, tokens: Int[Array, "batch tokens"]) -> Array:
     """The residual stream before the first layer, `[batch, tokens, width]`."""
     return sharding.split_by_text(parameters, parameters["embedding"]["embedding"][tokens])
@@ -367,11 +375,9 @@ def forward(
         config, parameters, features, positions, cache, evidence, edit,
         layers=range(interface_layer, config.num_hidden_layers), chunk=chunk,
     )  # fmt: skip
-    cache = cache._replace(
-        positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used)),
-        used=cache.used + tokens.shape[1],
+    return Output(
+        normalize_states(config, parameters, states), features, use_slots(cache, positions)
     )
-    return Output(normalize_states(config, parameters, states), features, cache)
 
 
 def unstack_layers(parameters: Parameters) -> Parameters:

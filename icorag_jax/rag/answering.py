@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
-from icorag_jax.lm.decoder import Cache, normalize_states, run_layers
+from icorag_jax.lm.decoder import Cache, normalize_states, run_layers, use_slots
 from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 from icorag_jax.lm.generation import continue_rows
 from icorag_jax.rag.adaptation import AdaptationConfig, adapt, slot
@@ -143,12 +143,7 @@ def answer_adapted(
         trajectory, _ = slot(adaptation, decoder, parameters, prepared.reading, layer=layer)
         delta = trajectory[-1]
     else:
-        objective = prepared.reading
-        if rows is not None:
-            objective, _ = read_rows(
-                decoder, parameters, rows, prepared.evidence, prepared.evidence_states,
-                layer=layer, slots=rows.tokens.shape[1],
-            )  # fmt: skip
+        objective = objective_reading(decoder, parameters, prepared, rows, layer=layer)
         features, trajectory, _ = adapt(
             adaptation, method, decoder, parameters, method_parameters, prepared.reading, objective
         )
@@ -157,6 +152,32 @@ def answer_adapted(
     return answer_edited(
         decoder, parameters, prepared, edit, layer=layer, answer_tokens=answer_tokens, delta=delta
     )
+
+
+def objective_reading(
+    decoder: DecoderConfig,
+    parameters: Parameters,
+    prepared: Prepared,
+    rows: Batch | None,
+    *,
+    layer: int,
+) -> Reading:
+    """What an objective of adaptation is on: other rows after the same evidence, or the questions.
+
+    Args:
+        decoder: of the frozen model.
+        parameters: its parameters.
+        prepared: the questions.
+        rows: see `answer_adapted`.
+        layer: the interface's first layer.
+    """
+    if rows is None:
+        return prepared.reading
+    reading, _ = read_rows(
+        decoder, parameters, rows, prepared.evidence, prepared.evidence_states,
+        layer=layer, slots=rows.tokens.shape[1],
+    )  # fmt: skip
+    return reading
 
 
 def answer_batch(
@@ -211,13 +232,9 @@ def answer_edited(
         decoder, parameters, states, positions, cache, evidence, edit,
         layers=range(layer, decoder.num_hidden_layers),
     )  # fmt: skip
-    cache = cache._replace(
-        positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.used)),
-        used=cache.used + positions.shape[1],
-    )
     found = continue_rows(
-        decoder, parameters, normalize_states(decoder, parameters, states), positions, cache,
-        evidence, edit, None, None,
+        decoder, parameters, normalize_states(decoder, parameters, states), positions,
+        use_slots(cache, positions), evidence, edit, None, None,
         max_new_tokens=answer_tokens, interface_layer=layer, delta=delta,
     )  # fmt: skip
     return Answers(found.tokens, found.lengths, bias)

@@ -6,7 +6,8 @@ read once; learning and test-time adaptation run the upper layers' question and 
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from icorag_jax.lm.decoder import (
     normalize_states,
     run_layers,
 )
-from icorag_jax.lm.evidence import prefill
+from icorag_jax.lm.evidence import prefill, take_evidence
 from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 from icorag_jax.rag.batches import Batch
 from icorag_jax.rag.context import Context
@@ -177,20 +178,25 @@ def mean_where(
 
 def take_readings(readings: Reading, rows: np.ndarray) -> Reading:
     """Some rows of readings kept on the host."""
+    # In evidence, layers come before questions.
+    evidence = take_evidence(readings.evidence, rows)
+    rest = jax.tree.map(lambda leaf: leaf[rows], readings._replace(evidence=None))
+    return rest._replace(evidence=evidence)
 
-    def take(leaf: Any, axis: int = 0) -> Any:
-        return np.take(leaf, rows, axis=axis)
 
-    evidence = readings.evidence
-    return Reading(
-        context=jax.tree.map(take, readings.context),
+def join_readings(parts: Sequence[Reading]) -> Reading:
+    """Readings kept on the host, of equal sizes, as one batch."""
+
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        return np.concatenate(leaves)
+
+    evidence = [part.evidence for part in parts]
+    joined = jax.tree.map(join, *[part._replace(evidence=None) for part in parts])
+    return joined._replace(
         evidence=Evidence(
-            keys=take(evidence.keys, 1),
-            values=take(evidence.values, 1),
-            positions=take(evidence.positions),
-            passages=take(evidence.passages),
-        ),
-        tokens=take(readings.tokens),
-        positions=take(readings.positions),
-        is_answer=take(readings.is_answer),
+            keys=np.concatenate([part.keys for part in evidence], axis=1),
+            values=np.concatenate([part.values for part in evidence], axis=1),
+            positions=join(*[part.positions for part in evidence]),
+            passages=join(*[part.passages for part in evidence]),
+        )
     )

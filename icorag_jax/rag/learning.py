@@ -192,7 +192,7 @@ def learn(
         readings: of all training questions, on the host.
         checkpoints: folder of this training's states.
         among: which of the readings are trained on; None for all.
-        place: puts a batch on devices, as `sharding.shard_like` does.
+        place: puts a batch on devices, as `icorag_jax.rag.placement.split_questions` does.
 
     Returns:
         The method's parameters, and the losses from checkpoint to checkpoint: means over the steps

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from icorag_jax.data.records import CorpusPassage
 from icorag_jax.data.world import WorldConfig, generate_questions
 from icorag_jax.rag.answering import answer_batch
 from icorag_jax.rag.batches import BatchConfig, make_batch
+from icorag_jax.rag.method import count_parameters
 from icorag_jax.rag.storage import load_method
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
@@ -44,7 +44,7 @@ def exact_share(backbone, questions):
         layer=decoder.num_hidden_layers // 2, answer_tokens=SIZES.answer_tokens,
     )  # fmt: skip
     texts = [
-        backbone.model.tokenizer.decode(row[:length].tolist()).strip()
+        backbone.decode(row[:length].tolist())
         for row, length in zip(np.asarray(found.tokens), np.asarray(found.lengths), strict=True)
     ]
     return np.mean(
@@ -102,8 +102,5 @@ def test_it_ships_an_updater_of_its_own_of_less_than_two_percent(name):
     assert folder is not None
     stored = load_method(folder, backbone.model.config, backbone.fingerprint)
     assert stored.method.kind == "updater"
-
-    def count(tree):
-        return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-    assert count(stored.parameters) < 0.02 * count(backbone.model.parameters)
+    size = count_parameters(backbone.model.parameters)
+    assert count_parameters(stored.parameters) < 0.02 * size
