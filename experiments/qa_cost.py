@@ -100,6 +100,8 @@ def measure(config: Config, subject: Subject, batches: list[Batch]) -> pd.DataFr
     # No loop over layers, whose body would be counted once.
     parameters = unstack_layers(subject.backbone.model.parameters)
     sizes = {"layer": subject.layer, "answer_tokens": config.use.answer_tokens}
+    # One step among them, whose operations are counted whole.
+    tried = tuple(dict.fromkeys((1, *config.adaptation_steps)))
     programs: dict[str, tuple[Callable[..., Any], Any]] = {}
 
     def answer(kind: Any, parameters: Any, method_parameters: Any, batch: Batch) -> Any:
@@ -120,7 +122,7 @@ def measure(config: Config, subject: Subject, batches: list[Batch]) -> pd.DataFr
         learned = init_method(method, decoder, jax.random.key(0))
         programs[kind] = functools.partial(answer, method), learned
         if kind == "shared":
-            for steps in config.adaptation_steps:
+            for steps in tried:
                 adaptation = AdaptationConfig("question", "sgd", steps, 0.1)
                 run = functools.partial(adapted, adaptation, method)
                 programs[f"tta_{steps}"] = run, learned
@@ -135,13 +137,14 @@ def measure(config: Config, subject: Subject, batches: list[Batch]) -> pd.DataFr
         compiled[name] = call
     times = wall_seconds(compiled, config.repeats)
     rows = []
-    for name in ("frozen", "shared", "updater", *(f"tta_{s}" for s in config.adaptation_steps)):
+    for name in ("frozen", "shared", "updater", *(f"tta_{s}" for s in tried)):
         cost = costs[name]
         flops = cost.flops
         if name.startswith("tta_"):
-            # The compiler counts one step of them.
+            # Of a loop of several steps the compiler counts one, and what a loop adds to it.
             steps = int(name.removeprefix("tta_"))
-            flops += (steps - 1) * (cost.flops - costs["shared"].flops)
+            shared = costs["shared"].flops
+            flops = shared + steps * (costs["tta_1"].flops - shared)
         rows.append(
             {
                 "method": name,
