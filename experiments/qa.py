@@ -62,14 +62,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             methods=(
                 "closed_book", "frozen", "shared", "blind", "updater", "updater_shuffled", "tta",
             ),
-            steps=150, batch=16, tuning_questions=4, adaptation_steps=3, adapted_questions=60,
+            gold_steps=200, steps=150, tuning_questions=4, adaptation_steps=3, adapted_questions=60,
             evaluation_batch=60,
         ),
     },
     "paper": {
         "questions": QaData(train_questions=1000, evaluation_questions=500),
         "use": QaMethods(
-            steps=2000, adapted_questions=500, tuning_questions=30, adaptation_steps=10
+            gold_steps=2000, steps=2000, adapted_questions=500, tuning_questions=30,
+            adaptation_steps=10,
         ),
     },
 }  # fmt: skip

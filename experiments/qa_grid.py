@@ -61,7 +61,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "transfer": ("bm25", "dense"),
         "questions": QaData(train_questions=1000, evaluation_questions=500),
         "use": QaMethods(
-            steps=2000, adapted_questions=500, tuning_questions=30, adaptation_steps=10
+            gold_steps=2000,
+            steps=2000,
+            adapted_questions=500,
+            tuning_questions=30,
+            adaptation_steps=10,
         ),
     },
 }

@@ -97,22 +97,23 @@ class Training:
     @functools.cached_property
     def readings(self) -> Reading:
         """Readings of all questions with their answers, on the host."""
-        model = self.subject.backbone.model
         everything = [asked for part in self.questions.values() for asked in part]
-        size = min(_READ_AT_ONCE, len(everything))
-        parts = []
-        with tqdm(total=len(everything), unit="question", desc="read") as progress:
-            for start in range(0, len(everything), size):
-                some = everything[start : start + size]
+        return join_readings(self._parts(everything), len(everything))
+
+    def _parts(self, questions: Questions) -> Iterator[Reading]:
+        model = self.subject.backbone.model
+        size = min(_READ_AT_ONCE, len(questions))
+        with tqdm(total=len(questions), unit="question", desc="read") as progress:
+            for start in range(0, len(questions), size):
+                some = list(questions[start : start + size])
                 # The last batch is filled up, so that one program serves all.
                 filled = some + some[:1] * (size - len(some))
                 batch = self.subject.batch(filled, answers=True)
                 reading = jax.device_get(
                     read(model.config, model.parameters, batch, layer=self.subject.layer)
                 )
-                parts.append(take_readings(reading, np.arange(len(some))))
+                yield take_readings(reading, np.arange(len(some)))
                 progress.update(len(some))
-        return join_readings(parts)
 
 
 def train_methods(

@@ -33,11 +33,15 @@ class QaMethods:
         evidence_tokens: of instruction and passages, at most.
         question_tokens: of a question, at most.
         answer_tokens: of an answer, at most.
-        steps: of the training of each method.
-        batch: questions a step.
-        learning_rate: of training.
+        gold_steps: see `icorag_jax.rag.learning.LearningConfig`.
+        gold_batch: likewise.
+        gold_rate: likewise.
+        steps: likewise.
+        batch: likewise.
+        learning_rate: likewise.
         weight_decay: of training.
         bias_penalty: see `icorag_jax.rag.learning.LearningConfig`.
+        gold_weight: likewise.
         method_seed: of training.
         tuning_questions: training questions of each benchmark that test-time adaptation is tuned
             on.
@@ -59,11 +63,15 @@ class QaMethods:
     evidence_tokens: int = 256
     question_tokens: int = 64
     answer_tokens: int = 12
+    gold_steps: int = 400
+    gold_batch: int = 64
+    gold_rate: float = 5e-3
     steps: int = 400
-    batch: int = 32
+    batch: int = 16
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     bias_penalty: float = 1e-4
+    gold_weight: float = 1.0
     method_seed: int = 0
     tuning_questions: int = 10
     adaptation_steps: int = 5
@@ -88,11 +96,15 @@ class QaMethods:
     def learning_config(self) -> LearningConfig:
         """How methods are trained."""
         return LearningConfig(
+            gold_steps=self.gold_steps,
+            gold_batch=self.gold_batch,
+            gold_rate=self.gold_rate,
             steps=self.steps,
             batch=self.batch,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             bias_penalty=self.bias_penalty,
+            gold_weight=self.gold_weight,
             seed=self.method_seed,
             checkpoint_every=50,
         )

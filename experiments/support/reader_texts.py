@@ -17,9 +17,11 @@ from icorag_jax.data.pieces import PromptTokenizer, tokenize_piece
 from icorag_jax.data.prompts import PromptTemplate, tokenize_passage
 from icorag_jax.data.records import Passage
 from icorag_jax.data.world import FAMILIES, WorldConfig
-from icorag_jax.data.world.generation import generate_question
-from icorag_jax.data.world.names import NameBook
-from icorag_jax.data.world.reading import ReadingConfig, generate_reading
+from icorag_jax.data.world.reading import (
+    ReadingConfig,
+    generate_family_reading,
+    generate_reading,
+)
 
 START, END = "<|start|>", "<|end|>"
 TEMPLATE = PromptTemplate(
@@ -116,7 +118,8 @@ def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, step: int) -
     for row in range(stage.batch):
         filled = 0
         for number in range(SEGMENTS):
-            index = (step * stage.batch + row) * SEGMENTS + number
+            # The first texts of rows are numbered on end: mostly a row has no room for more.
+            index = step * stage.batch + row + number * _FIRST_TEXTS
             passages, questions = _text(stage, seed, index)
             row_of = Texts(*(array[row, filled:] for array in batch))
             added = _fill(row_of, number, tokenizer, passages, questions)
@@ -138,12 +141,13 @@ def _text(
             facts=stage.reading.facts,
         )
         family = FAMILIES[number % len(FAMILIES)]
-        question = generate_question(config, NameBook("train"), "train", family, number)
-        return question.passages, ((question.question, question.answers[0]),)
-    reading = generate_reading(stage.reading, seed, index)
+        reading = generate_family_reading(config, family, number)
+    else:
+        reading = generate_reading(stage.reading, seed, index)
     return reading.passages, reading.questions
 
 
+_FIRST_TEXTS = 1_000_000
 # Worlds of these seeds are for pretraining alone.
 _PRETRAINING_SEED = 1_000_000
 

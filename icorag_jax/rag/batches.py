@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from icorag_jax.data.pieces import PromptTokenizer, tokenize_piece
 from icorag_jax.data.prompts import Prompt, PromptTemplate, make_prompt
 from icorag_jax.lm.config import DecoderConfig
-from icorag_jax.rag.context import retriever_traits
+from icorag_jax.rag.context import TRAITS, retriever_traits
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
 
@@ -57,6 +57,7 @@ class Batch(NamedTuple):
         is_answer: rows of the answer, the token that ends it included.
         traits: what the retriever says of passages.
         present: whether there is a passage.
+        is_gold: whether a passage is known to be one that the answer needs.
     """
 
     evidence_tokens: Int[np.ndarray, "batch evidence"]
@@ -68,6 +69,7 @@ class Batch(NamedTuple):
     is_answer: Bool[np.ndarray, "batch tokens"]
     traits: Float[np.ndarray, "batch passages traits"]
     present: Bool[np.ndarray, "batch passages"]
+    is_gold: Bool[np.ndarray, "batch passages"]
 
 
 def make_batch(
@@ -116,8 +118,9 @@ def make_batch(
         positions=np.full((count, rows), -1, np.int32),
         is_question=np.zeros((count, rows), bool),
         is_answer=np.zeros((count, rows), bool),
-        traits=np.zeros((count, config.passages, 2), np.float32),
+        traits=np.zeros((count, config.passages, TRAITS), np.float32),
         present=np.zeros((count, config.passages), bool),
+        is_gold=np.zeros((count, config.passages), bool),
     )
     scores = np.zeros((count, config.passages))
     for row, asked in enumerate(questions):
@@ -128,8 +131,10 @@ def make_batch(
             min_passage_tokens=config.min_passage_tokens,
         )  # fmt: skip
         _fill_evidence(batch, row, prompt)
-        batch.present[row, : len(prompt.passages)] = True
-        scores[row, : len(prompt.passages)] = asked.scores[: len(prompt.passages)]
+        shown = len(prompt.passages)
+        batch.present[row, :shown] = True
+        batch.is_gold[row, :shown] = [known is True for known in asked.gold[:shown]]
+        scores[row, :shown] = asked.scores[:shown]
         start = len(prompt.evidence_tokens)
         tokens = [first]
         if answers:

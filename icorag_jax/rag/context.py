@@ -23,16 +23,20 @@ class Context(NamedTuple):
     """A batch of questions with their passages.
 
     Attributes:
+        evidence_tokens: token ids of the evidence.
         evidence_states: residual stream of the evidence before the interface's first layer.
         passage_of: which passage an evidence row belongs to, -1 where to none.
+        question_tokens: token ids of question and answer rows.
         question_states: residual stream of question and answer rows before that layer.
         is_question: whether such a row is of the question, which is all that may be looked at.
         traits: of each passage; 0 where there is none.
         present: whether there is a passage.
     """
 
+    evidence_tokens: Int[Array, "batch evidence"]
     evidence_states: Float[Array, "batch evidence width"]
     passage_of: Int[Array, "batch evidence"]
+    question_tokens: Int[Array, "batch tokens"]
     question_states: Float[Array, "batch tokens width"]
     is_question: Bool[Array, "batch tokens"]
     traits: Float[Array, "batch passages traits"]
@@ -65,7 +69,8 @@ def control_context(context: Context, control: Control, key: PRNGKeyArray | None
     Args:
         context: of a batch.
         control: `shuffled`, each question with the passages of the one before it in the batch;
-            `random`, states of noise as large as those of the evidence; `empty`, no passages.
+            `random`, states of noise as large as those of the evidence, and tokens that no text
+            has; `empty`, no passages.
         key: of the noise; the other controls need none.
 
     Raises:
@@ -75,6 +80,7 @@ def control_context(context: Context, control: Control, key: PRNGKeyArray | None
         raise ValueError(f"control must be one of {get_args(Control)}, got {control!r}")
     if control == "shuffled":
         return context._replace(
+            evidence_tokens=jnp.roll(context.evidence_tokens, 1, axis=0),
             evidence_states=jnp.roll(context.evidence_states, 1, axis=0),
             passage_of=jnp.roll(context.passage_of, 1, axis=0),
             traits=jnp.roll(context.traits, 1, axis=0),
@@ -86,7 +92,12 @@ def control_context(context: Context, control: Control, key: PRNGKeyArray | None
         states = context.evidence_states
         noise = jax.random.normal(key, states.shape, states.dtype)
         scale = jnp.sqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True))
-        return context._replace(evidence_states=noise * scale)
+        # Different from each other and from all ids.
+        tokens = -1 - jnp.arange(states.shape[1], dtype=context.evidence_tokens.dtype)
+        return context._replace(
+            evidence_tokens=jnp.broadcast_to(tokens, states.shape[:2]),
+            evidence_states=noise * scale,
+        )
     return context._replace(
         passage_of=jnp.full_like(context.passage_of, -1),
         traits=jnp.zeros_like(context.traits),

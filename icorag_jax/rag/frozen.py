@@ -6,8 +6,8 @@ read once; learning and test-time adaptation run the upper layers' question and 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class Reading(NamedTuple):
         tokens: of question and answer rows.
         positions: -1 at padding.
         is_answer: rows of the answer.
+        is_gold: passages that are known to be needed.
     """
 
     context: Context
@@ -47,6 +48,7 @@ class Reading(NamedTuple):
     tokens: Int[Array, "batch tokens"]
     positions: Int[Array, "batch tokens"]
     is_answer: Bool[Array, "batch tokens"]
+    is_gold: Bool[Array, "batch passages"]
 
 
 def upper_decoder(
@@ -103,8 +105,10 @@ def read_rows(
         decoder, parameters, states, positions, cache, evidence, layers=range(layer)
     )
     context = Context(
+        evidence_tokens=jnp.asarray(batch.evidence_tokens),
         evidence_states=evidence_states,
         passage_of=jnp.asarray(batch.passage_of),
+        question_tokens=jnp.asarray(batch.tokens),
         question_states=states,
         is_question=jnp.asarray(batch.is_question),
         traits=jnp.asarray(batch.traits),
@@ -112,7 +116,12 @@ def read_rows(
     )
     upper = evidence._replace(keys=evidence.keys[layer:], values=evidence.values[layer:])
     reading = Reading(
-        context, upper, jnp.asarray(batch.tokens), positions, jnp.asarray(batch.is_answer)
+        context=context,
+        evidence=upper,
+        tokens=context.question_tokens,
+        positions=positions,
+        is_answer=jnp.asarray(batch.is_answer),
+        is_gold=jnp.asarray(batch.is_gold),
     )
     return reading, cache
 
@@ -184,19 +193,53 @@ def take_readings(readings: Reading, rows: np.ndarray) -> Reading:
     return rest._replace(evidence=evidence)
 
 
-def join_readings(parts: Sequence[Reading]) -> Reading:
-    """Readings kept on the host, of equal sizes, as one batch."""
-
-    def join(*leaves: np.ndarray) -> np.ndarray:
-        return np.concatenate(leaves)
-
-    evidence = [part.evidence for part in parts]
-    joined = jax.tree.map(join, *[part._replace(evidence=None) for part in parts])
-    return joined._replace(
-        evidence=Evidence(
-            keys=np.concatenate([part.keys for part in evidence], axis=1),
-            values=np.concatenate([part.values for part in evidence], axis=1),
-            positions=join(*[part.positions for part in evidence]),
-            passages=join(*[part.passages for part in evidence]),
-        )
+def cut_evidence(evidence: Evidence, rows: int) -> Evidence:
+    """The first rows of evidence."""
+    return Evidence(
+        keys=evidence.keys[:, :, :rows],
+        values=evidence.values[:, :, :rows],
+        positions=evidence.positions[:, :rows],
+        passages=evidence.passages[:, :rows],
     )
+
+
+def join_readings(parts: Iterable[Reading], count: int) -> Reading:
+    """Readings kept on the host as one batch; no part is held longer than it takes to copy it.
+
+    Args:
+        parts: of questions, one after the other.
+        count: of all questions.
+
+    Raises:
+        ValueError: there are fewer or more of them.
+    """
+    whole: Reading | None = None
+    done = 0
+    for part in parts:
+        size = part.tokens.shape[0]
+        if done + size > count:
+            raise ValueError(f"there are more than {count} questions")
+        if whole is None:
+            whole = jax.tree_util.tree_map_with_path(functools.partial(_room, count), part)
+        jax.tree_util.tree_map_with_path(functools.partial(_put, done), whole, part)
+        done += size
+    if whole is None or done < count:
+        raise ValueError(f"there are {done} questions, not {count}")
+    return whole
+
+
+def _layers_first(path: Any) -> bool:
+    return any(getattr(key, "name", None) in ("keys", "values") for key in path)
+
+
+def _room(count: int, path: Any, leaf: np.ndarray) -> np.ndarray:
+    """An array for as many questions."""
+    first = leaf.shape[:1] if _layers_first(path) else ()
+    return np.empty((*first, count, *leaf.shape[len(first) + 1 :]), leaf.dtype)
+
+
+def _put(start: int, path: Any, whole: np.ndarray, part: np.ndarray) -> None:
+    """Copies questions to their place."""
+    axis = int(_layers_first(path))
+    place = slice(start, start + part.shape[axis])
+    whole[(slice(None),) * axis + (place,)] = part

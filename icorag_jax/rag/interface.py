@@ -1,16 +1,21 @@
 """The evidence-use interface: how question and answer rows of a frozen model see passages.
 
 In the layers from `InterfaceConfig.layer` on, these rows see passage j through the two forms of the
-linearized objective (`icorag_jax.theory.objective`), both linear in the state `(W, S)`:
+linearized objective (`icorag_jax.theory.objective`), both linear in the state `(W, V, S)`:
 
-    dot-product   logit bias     tau[layer, head] * a^T W b_j / sqrt(|b|)
+    dot-product   logit bias     tau[layer, head] * a^T (W b_j / sqrt(|b|) + V c_j)
     projection    edited values  v <- v + v R[layer] S U[layer]
 
 `a` are features of the question and `b_j` of passage j: hidden states of the frozen model, pooled
-by learned weights and projected. With the state at zero the model is the frozen model, bit for bit.
+by learned weights and projected, and what the retriever and the words that it shares with the
+question say of it. `c_j` are the words that it shares with each of the passages
+(`icorag_jax.rag.words`): `V` is the part of the state on vectors of words, which are many more than
+passages, in terms of the passages' own vectors. With the state at zero the model is the frozen
+model, bit for bit.
 
-Axes: as in `icorag_jax.rag.context`; `question` and `passage` features of either, `rank` of the
-edit of values, `layers` those from the interface's first on.
+Axes: as in `icorag_jax.rag.context`; `question` and `passage` features of either, `axes` passages
+by kernels of `icorag_jax.rag.words`, `rank` of the edit of values, `layers` those from the
+interface's first on.
 """
 
 import dataclasses
@@ -24,6 +29,7 @@ from jaxtyping import Array, Bool, Float
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag.context import TRAITS, Context
+from icorag_jax.rag.words import KERNELS, Words, similarity, weigh_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +61,22 @@ class InterfaceConfig:
 
     @property
     def passage_features(self) -> int:
-        """Size of `b`: pooled features, the retriever's traits and a constant."""
-        return self.pools * self.pool_features + TRAITS + 1
+        """Size of `b`: pooled features, traits, words shared with the question, a constant."""
+        return self.pools * self.pool_features + TRAITS + KERNELS + 1
 
 
 class InterfaceState(NamedTuple):
-    """The state `(W, S)` of the interface.
+    """The state `(W, V, S)` of the interface.
 
     Attributes:
         bias: `W`.
+        words: `V`. Its axes are passages of one question, so that what all questions share has
+            zeros here.
         value: `S`.
     """
 
     bias: Float[Array, "batch question passage"]
+    words: Float[Array, "batch question axes"]
     value: Float[Array, "batch rank rank"]
 
 
@@ -77,11 +86,13 @@ class Features(NamedTuple):
     Attributes:
         question: `a`.
         passages: `b`, 0 where there is no passage.
+        words: `c`, likewise.
         present: whether there is one.
     """
 
     question: Float[Array, "batch question"]
     passages: Float[Array, "batch passages passage"]
+    words: Float[Array, "batch passages axes"]
     present: Bool[Array, "batch passages"]
 
 
@@ -148,31 +159,63 @@ class Interface(nn.Module):
         frame = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=0)
         self.value_read = self.param("value_read", frame, (layers, width, config.rank))
         self.value_write = self.param("value_write", frame, (layers, config.rank, width))
+        self.importance = self.param(
+            "importance", nn.initializers.zeros, (decoder.hidden_size, KERNELS)
+        )
         self.bias = self.param(
             "bias", nn.initializers.zeros, (config.question_features, config.passage_features)
         )
         self.value = self.param("value", nn.initializers.zeros, (config.rank, config.rank))
 
-    def features(self, context: Context) -> Features:
-        """The features of questions and passages, float32."""
-        asked = self.question_pool(context.question_states, context.is_question[:, None])[:, 0]
-        read = self.passage_pool(context.evidence_states, passage_rows(context))
+    def features(self, asked: Context, read: Context, axes: Context) -> Features:
+        """The features of questions and passages, float32.
+
+        Args:
+            asked: where the questions are from.
+            read: where the passages are from.
+            axes: the passages that those of `read` are compared with, as `c`.
+        """
+        is_question = asked.is_question[:, None]
+        question = self.question_pool(asked.question_states, is_question)[:, 0]
+        pooled = self.passage_pool(read.evidence_states, passage_rows(read))
+        words = self._passage_words(read)
+        others = words if axes is read else self._passage_words(axes)
+        # Times the number of passages, as each has but a share of the weight.
+        shared = centre(similarity(others, words), axes.present) * axes.present.shape[1]
+        shared = shared.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
+        with_question = similarity(self._question_words(asked), words)[:, 0]
+        parts = [pooled, read.traits, _standardize(with_question, read.present)]
+        passages = jnp.concatenate([*parts, jnp.ones_like(pooled[..., :1])], axis=-1)
+        there = read.present[..., None]
         return Features(
-            jnp.concatenate([asked, jnp.ones_like(asked[:, :1])], axis=-1),
-            append_traits(context, read),
-            context.present,
+            jnp.concatenate([question, jnp.ones_like(question[:, :1])], axis=-1),
+            jnp.where(there, passages, 0),
+            jnp.where(there, shared, 0),
+            read.present,
         )
 
-    def shared_state(self, batch: int) -> InterfaceState:
+    def _passage_words(self, context: Context) -> Words:
+        states = normalize(context.evidence_states.astype(jnp.float32))
+        return weigh_words(context.evidence_tokens, states @ self.importance, passage_rows(context))
+
+    def _question_words(self, context: Context) -> Words:
+        states = normalize(context.question_states.astype(jnp.float32))
+        return weigh_words(
+            context.question_tokens, states @ self.importance, context.is_question[:, None]
+        )
+
+    def shared_state(self, features: Features) -> InterfaceState:
         """The one state that is learned for all questions, once for each of a batch."""
+        batch, _, axes = features.words.shape
         return InterfaceState(
             jnp.broadcast_to(self.bias, (batch, *self.bias.shape)),
+            jnp.zeros((batch, self.bias.shape[0], axes), self.bias.dtype),
             jnp.broadcast_to(self.value, (batch, *self.value.shape)),
         )
 
     def edit(self, features: Features, state: InterfaceState) -> EvidenceEdit:
         """How rows of questions and answers see evidence in a state, float32."""
-        scores = passage_scores(features, state.bias)
+        scores = passage_scores(features, state)
         layers, batch = self.gain.shape[0], scores.shape[0]
         read, write = self.value_read[:, None], self.value_write[:, None]
         return EvidenceEdit(
@@ -182,12 +225,12 @@ class Interface(nn.Module):
         )
 
 
-def passage_scores(
-    features: Features, bias: Float[Array, "batch question passage"]
-) -> Float[Array, "batch passages"]:
-    """`a^T W b_j / sqrt(|b|)`, 0 where there is no passage."""
-    scores = jnp.einsum("bq,bqp,bcp->bc", features.question, bias, features.passages)
-    return jnp.where(features.present, scores * features.passages.shape[-1] ** -0.5, 0)
+def passage_scores(features: Features, state: InterfaceState) -> Float[Array, "batch passages"]:
+    """`a^T (W b_j / sqrt(|b|) + V c_j)`, 0 where there is no passage."""
+    asked, read, words = features.question, features.passages, features.words
+    scores = jnp.einsum("bq,bqp,bcp->bc", asked, state.bias, read) * read.shape[-1] ** -0.5
+    scores += jnp.einsum("bq,bqp,bcp->bc", asked, state.words, words)
+    return jnp.where(features.present, scores, 0)
 
 
 def passage_rows(context: Context) -> Bool[Array, "batch passages evidence"]:
@@ -196,13 +239,28 @@ def passage_rows(context: Context) -> Bool[Array, "batch passages evidence"]:
     return context.passage_of[:, None] == numbers[None, :, None]
 
 
-def append_traits(
-    context: Context, pooled: Float[Array, "batch passages pooled"]
-) -> Float[Array, "batch passages passage"]:
-    """Pooled features with the retriever's traits and a constant, 0 where there is no passage."""
-    constant = jnp.ones_like(pooled[..., :1])
-    found = jnp.concatenate([pooled, context.traits, constant], axis=-1)
-    return jnp.where(context.present[..., None], found, 0)
+def centre(
+    values: Float[Array, "batch passages *rest"], present: Bool[Array, "batch passages"]
+) -> Float[Array, "batch passages *rest"]:
+    """Values less their mean over a question's passages, 0 where there is no passage.
+
+    What all passages share says nothing of which one counts.
+    """
+    there = present.reshape(*present.shape, *[1] * (values.ndim - 2))
+    total = jnp.sum(jnp.where(there, values, 0), axis=1, keepdims=True)
+    count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True), 1).astype(values.dtype)
+    return jnp.where(there, values - total / count, 0)
+
+
+def _standardize(
+    values: Float[Array, "batch passages kernels"], present: Bool[Array, "batch passages"]
+) -> Float[Array, "batch passages kernels"]:
+    """Values in their deviations over a question's passages from their mean."""
+    centred = centre(values, present)
+    count = jnp.maximum(jnp.sum(present, axis=1), 1).astype(values.dtype)
+    variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / count[:, None, None]
+    # Small differences stay small: 0.01 is a word among a hundred.
+    return centred * jax.lax.rsqrt(variance + 1e-4)
 
 
 def normalize(states: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:

@@ -1,5 +1,8 @@
 """Learning of the shared interface and of the updater, on answers of training questions.
 
+Where it is known which passages an answer needs, the interface also learns to prefer them; and at
+first nothing else, which does without the frozen model's upper layers and costs a tenth.
+
 The frozen model has read all questions before (`icorag_jax.rag.frozen`): a step differentiates the
 question and answer rows of the upper layers, and no more.
 """
@@ -14,19 +17,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.frozen import (
     Reading,
+    cut_evidence,
     take_readings,
     token_losses,
     upper_decoder,
     upper_states,
 )
-from icorag_jax.rag.method import MethodConfig, init_method, predict_edit
+from icorag_jax.rag.interface import passage_scores
+from icorag_jax.rag.method import MethodConfig, init_method, predict_state, state_edit
 from icorag_jax.training_checkpoints import open_checkpoints
 
 
@@ -35,22 +40,36 @@ class LearningConfig:
     """How a method is trained.
 
     Attributes:
-        steps: of the optimizer.
+        gold_steps: steps of the optimizer on the loss `gold` alone, before the others.
+        gold_batch: questions of each of these.
+        steps: of the optimizer on all losses.
         batch: questions a step.
-        learning_rate: the highest; reached after a tenth of the steps, then falls to 0.
+        gold_rate: the highest learning rate of the first steps; reached after a tenth of them,
+            then falls to 0.
+        learning_rate: likewise of the others.
         weight_decay: of AdamW.
         bias_penalty: weight of the mean square of the logit bias.
+        gold_weight: weight of the loss `gold` of passages that are known to be needed.
         seed: of parameters and batches.
         checkpoint_every: steps from one checkpoint to the next.
     """
 
+    gold_steps: int
+    gold_batch: int
     steps: int
     batch: int
+    gold_rate: float
     learning_rate: float
     weight_decay: float
     bias_penalty: float
+    gold_weight: float
     seed: int
     checkpoint_every: int
+
+    @property
+    def all_steps(self) -> int:
+        """Of both kinds."""
+        return self.gold_steps + self.steps
 
 
 class LearningState(NamedTuple):
@@ -71,23 +90,34 @@ class LearningLosses(NamedTuple):
     """Of a step.
 
     Attributes:
-        answers: mean cross entropy of answers, a question's tokens summed.
+        answers: mean cross entropy of answers, a question's tokens summed; 0 where it was not
+            computed.
         penalty: mean square of the logit bias.
-        exact: share of answers whose tokens are all the likeliest.
+        gold: see `gold_losses`; over the questions for which it says something.
+        exact: share of answers whose tokens are all the likeliest, likewise.
         gradient_norm: before clipping.
     """
 
     answers: Float[Array, ""]
     penalty: Float[Array, ""]
+    gold: Float[Array, ""]
     exact: Float[Array, ""]
     gradient_norm: Float[Array, ""]
 
 
 def make_optimizer(config: LearningConfig) -> optax.GradientTransformation:
-    """AdamW with clipped gradients, warm-up and a cosine."""
-    warmup = max(config.steps // 10, 1)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(config.steps, warmup + 1)
+    """AdamW with clipped gradients, warm-up and a cosine, once for each kind of steps."""
+
+    def schedule(steps: int, highest: float) -> optax.Schedule:
+        warmup = max(steps // 10, 1)
+        return optax.warmup_cosine_decay_schedule(0.0, highest, warmup, max(steps, warmup + 1))
+
+    rate = optax.join_schedules(
+        [
+            schedule(config.gold_steps, config.gold_rate),
+            schedule(config.steps, config.learning_rate),
+        ],
+        [config.gold_steps],
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
@@ -121,33 +151,68 @@ def score_answers(
     return jnp.sum(jnp.where(where, losses, 0), axis=1), exact
 
 
+def gold_losses(
+    scores: Float[Array, "batch passages"],
+    is_gold: Bool[Array, "batch passages"],
+    present: Bool[Array, "batch passages"],
+) -> tuple[Float[Array, "batch"], Bool[Array, "batch"]]:
+    """Cross entropy of the gold passages under the softmax of scores, their mean.
+
+    Args:
+        scores: of passages, `icorag_jax.rag.interface.passage_scores`.
+        is_gold: which are known to be needed.
+        present: which there are.
+
+    Returns:
+        The loss, and whether it says something: some passages are gold, and some are not.
+    """
+    shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
+    each = jnp.where(is_gold, -jax.nn.log_softmax(shown, axis=-1), 0)
+    says = is_gold.any(axis=1) & (present & ~is_gold).any(axis=1)
+    count = jnp.maximum(is_gold.sum(axis=1), 1).astype(scores.dtype)
+    return jnp.where(says, each.sum(axis=1) / count, 0), says
+
+
 def method_loss(
     method: MethodConfig,
     decoder: DecoderConfig,
+    config: LearningConfig,
     frozen: Parameters,
     parameters: Any,
     reading: Reading,
-    bias_penalty: float,
+    *,
+    gold_alone: bool,
 ) -> tuple[Float[Array, ""], LearningLosses]:
     """What learning minimizes.
 
     Args:
         method: the method.
         decoder: of the whole frozen model.
-        frozen: its parameters.
+        config: the weights of the losses.
+        frozen: the whole frozen model's parameters.
         parameters: of the method.
         reading: of questions with answers.
-        bias_penalty: see `LearningConfig`.
+        gold_alone: leave the loss of answers out.
     """
-    edit = predict_edit(method, decoder, parameters, reading.context)
+    features, state = predict_state(method, decoder, parameters, reading.context)
+    edit = state_edit(method, decoder, parameters, features, state)
+    penalty = jnp.mean(jnp.square(edit.logit_bias))
+    each, says = gold_losses(
+        passage_scores(features, state), reading.is_gold, reading.context.present
+    )
+    gold = each.sum() / jnp.maximum(says.sum(), 1).astype(each.dtype)
+    zero = jnp.float32(0)
+    if gold_alone:
+        # A penalty on biases would but shrink the gains of heads, which nothing else acts on here.
+        return config.gold_weight * gold, LearningLosses(zero, penalty, gold, zero, zero)
     upper = upper_decoder(decoder, frozen, method.interface.layer)
     losses, exact = answer_losses(*upper, reading, edit)
-    penalty = jnp.mean(jnp.square(edit.logit_bias))
-    found = LearningLosses(losses.mean(), penalty, exact.mean(), jnp.float32(0))
-    return found.answers + bias_penalty * penalty, found
+    found = LearningLosses(losses.mean(), penalty, gold, exact.mean(), zero)
+    total = found.answers + config.bias_penalty * penalty + config.gold_weight * gold
+    return total, found
 
 
-@functools.partial(jax.jit, static_argnames=("method", "decoder", "config"))
+@functools.partial(jax.jit, static_argnames=("method", "decoder", "config", "gold_alone"))
 def learning_step(
     method: MethodConfig,
     decoder: DecoderConfig,
@@ -155,11 +220,13 @@ def learning_step(
     frozen: Parameters,
     state: LearningState,
     reading: Reading,
+    *,
+    gold_alone: bool = False,
 ) -> tuple[LearningState, LearningLosses]:
     """One step of the optimizer; the state stays as it was where a gradient is not finite."""
-    gradient = jax.value_and_grad(method_loss, argnums=3, has_aux=True)
+    gradient = jax.value_and_grad(method_loss, argnums=4, has_aux=True)
     (_, losses), slopes = gradient(
-        method, decoder, frozen, state.parameters, reading, config.bias_penalty
+        method, decoder, config, frozen, state.parameters, reading, gold_alone=gold_alone
     )
     norm = optax.tree.norm(slopes)
     with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
@@ -207,6 +274,8 @@ def learn(
     state = LearningState(jnp.int32(0), parameters, make_optimizer(config).init(parameters))
     if among is None:
         among = np.arange(readings.tokens.shape[0])
+    # Without keys and values, which the loss of gold passages does not need.
+    kept = readings._replace(evidence=cut_evidence(readings.evidence, 0))
     rows: list[dict[str, int | float]] = []
     recent: list[LearningLosses] = []
     with open_checkpoints(checkpoints) as stored:
@@ -215,18 +284,21 @@ def learn(
         state, history = jax.tree.map(jnp.asarray, jax.device_get(restored))
         done = int(state.step)
         history = np.array(history)
-        steps = range(done, config.steps)
-        with tqdm(
-            steps, initial=done, total=config.steps, unit="step", desc=method.kind
-        ) as progress:
+        last = config.all_steps
+        steps = range(done, last)
+        with tqdm(steps, initial=done, total=last, unit="step", desc=method.kind) as progress:
             for step in progress:
+                gold_alone = step < config.gold_steps
+                size = config.gold_batch if gold_alone else config.batch
                 picked = np.random.default_rng([config.seed, step]).choice(
-                    among, min(config.batch, len(among)), replace=False
+                    among, min(size, len(among)), replace=False
                 )
-                reading = place(take_readings(readings, picked))
-                state, losses = learning_step(method, decoder, config, frozen, state, reading)
+                reading = place(take_readings(kept if gold_alone else readings, picked))
+                state, losses = learning_step(
+                    method, decoder, config, frozen, state, reading, gold_alone=gold_alone
+                )
                 recent.append(losses)
-                if (step + 1) % config.checkpoint_every and step + 1 < config.steps:
+                if (step + 1) % config.checkpoint_every and step + 1 < last:
                     continue
                 found = np.asarray(jax.device_get(recent))
                 finite = np.isfinite(found).all(axis=1)
@@ -237,16 +309,18 @@ def learn(
                     )
                 found = found[finite].mean(axis=0)
                 history[step // config.checkpoint_every] = found
-                progress.set_postfix(answers=f"{found[0]:.3f}", exact=f"{found[2]:.3f}")
+                progress.set_postfix(
+                    answers=f"{found[0]:.3f}", gold=f"{found[2]:.3f}", exact=f"{found[3]:.3f}"
+                )
                 stored.save(step + 1, (state, jnp.asarray(history)))
                 recent = []
     for index, found in enumerate(history):
-        last = min((index + 1) * config.checkpoint_every, config.steps)
+        last = min((index + 1) * config.checkpoint_every, config.all_steps)
         names = LearningLosses._fields
         rows.append({"step": last, **dict(zip(names, found.tolist(), strict=True))})
     return state.parameters, rows
 
 
 def _empty_history(config: LearningConfig) -> Float[Array, "checkpoints losses"]:
-    count = -(-config.steps // config.checkpoint_every)
+    count = -(-config.all_steps // config.checkpoint_every)
     return jnp.zeros((count, len(LearningLosses._fields)))

@@ -82,10 +82,12 @@ class Method(nn.Module):
             context: of the questions.
             fed: what the updater is given instead, in controls.
         """
-        features = self.interface.features(context)
-        state = self.interface.shared_state(context.present.shape[0])
+        fed = fed if self.config.kind == "updater" and fed is not None else context
+        features = self.interface.features(context, context, axes=fed)
+        state = self.interface.shared_state(features)
         if self.config.kind != "shared":
-            state = self.updater(context if fed is None else fed, features, state)
+            read = features if fed is context else self.interface.features(context, fed, axes=fed)
+            state = self.updater(read, state)
         return features, state
 
     def edit(self, features: Features, state: InterfaceState) -> EvidenceEdit:
@@ -97,8 +99,10 @@ def init_method(config: MethodConfig, decoder: DecoderConfig, key: Any) -> Any:
     """Parameters with which the model is the frozen model, bit for bit, float32."""
     width, passages = decoder.hidden_size, config.passages
     context = Context(
+        evidence_tokens=jnp.zeros((1, 1), jnp.int32),
         evidence_states=jnp.zeros((1, 1, width)),
         passage_of=jnp.zeros((1, 1), jnp.int32),
+        question_tokens=jnp.zeros((1, 1), jnp.int32),
         question_states=jnp.zeros((1, 1, width)),
         is_question=jnp.ones((1, 1), bool),
         traits=jnp.zeros((1, passages, TRAITS)),
@@ -119,6 +123,15 @@ def predict_edit(
     return edit
 
 
+def predict_state(
+    config: MethodConfig, decoder: DecoderConfig, parameters: Any, context: Context
+) -> tuple[Features, InterfaceState]:
+    """The interface's features, and its state for each question."""
+    module = Method(config, decoder)
+    found: Any = module.apply({"params": parameters}, context, method=Method.state)
+    return found
+
+
 def state_edit(
     config: MethodConfig,
     decoder: DecoderConfig,
@@ -136,11 +149,11 @@ def predict_change(
     config: MethodConfig, decoder: DecoderConfig, parameters: Any, context: Context
 ) -> Float[Array, "batch numbers"]:
     """What the updater adds to the shared state of each question, as one vector."""
-    module = Method(config, decoder)
-    found: Any = module.apply({"params": parameters}, context, method=Method.state)
-    _, state = found
+    _, state = predict_state(config, decoder, parameters, context)
     shared = parameters["interface"]
-    change = [state.bias - shared["bias"][None], state.value - shared["value"][None]]
+    change = [
+        state.bias - shared["bias"][None], state.words, state.value - shared["value"][None]
+    ]  # fmt: skip
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in change], axis=1)
 
 

@@ -1,17 +1,23 @@
 """The updater: one linear self-attention read of the passages that changes the interface's state.
 
-With learned keys `x_j` and values `rho_j` of the passages, the keys less their mean over the
-question's passages, and the passages' confidence `w_j`, a step adds
+With keys `x_j` and values `rho_j` of the passages and their weights `w_j`, a step adds
 
-    dW = eta * sum_j w_j rho_j x_j^T
+    dW = eta sum_j w_j rho_j x_j^T        dV = eta' sum_j w_j rho_j e_j^T
 
 to the state, which is what a gradient-descent step on the linearized objective adds, with
-`rho_j = C_j^T (y_j - C_j W z_j)` and `x_j = z_j` (`icorag_jax.theory.objective.gradient`). It is
-computed by the very layer that does that step, `icorag_jax.theory.constructions.factored_layers`,
-one head for each of the interface's two forms.
+`rho_j = C_j^T (y_j - C_j W z_j)` and `x_j = z_j` (`icorag_jax.theory.objective.gradient`); the edit
+of values has a step of its own. It is computed by the very layer that does that step,
+`icorag_jax.theory.constructions.factored_layers`, one head for each of the interface's two forms.
 
-The bias of passage j gains `sum_i w_i (a . rho_i)(x_i . b_j)`: a passage counts for more because it
-resembles, completes or contradicts another one, which no shared interface can know of.
+Keys and values are learned linear maps of the interface's features of the passages, less their mean
+over the question's passages for keys: `x_j = K (b_j - mean b)`, `rho_j = 1 + M b_j`, where 1 is the
+question's constant. `e_j` is the passage itself, since `V` is in terms of their vectors of words.
+The weights are the softmax of the biases of the passages in the state that the step before has
+left.
+
+The bias of passage j gains `sum_i w_i (a . rho_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
+words that two passages share: a passage counts for more because it resembles, completes or
+contradicts another one, which no shared interface can know of.
 """
 
 import dataclasses
@@ -22,16 +28,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from icorag_jax.rag.context import TRAITS, Context
 from icorag_jax.rag.interface import (
     Features,
     InterfaceConfig,
     InterfaceState,
-    Pool,
-    append_traits,
-    passage_rows,
+    centre,
     passage_scores,
 )
+from icorag_jax.rag.words import KERNELS
 from icorag_jax.theory.attention import attend, linear_kernel
 from icorag_jax.theory.constructions import factored_layers
 from icorag_jax.theory.objective import Block
@@ -42,8 +46,7 @@ class UpdaterConfig:
     """How the updater reads.
 
     Attributes:
-        steps: reads, one after the other; each weighs passages by the state that the one before it
-            has left.
+        steps: reads, one after the other.
     """
 
     steps: int = 2
@@ -69,75 +72,62 @@ class Updater(nn.Module):
     slots: int | None = None
 
     @nn.compact
-    def __call__(
-        self, context: Context, features: Features, state: InterfaceState
-    ) -> InterfaceState:
-        """The state after the update, float32."""
-        sizes, rank = self.interface, self.interface.rank
+    def __call__(self, features: Features, state: InterfaceState) -> InterfaceState:
+        """The state after the update, float32.
+
+        Args:
+            features: what it reads.
+            state: that it starts from.
+        """
+        asked, read = self.interface.question_features, self.interface.passage_features
+        rank, steps = self.interface.rank, self.config.steps
         if self.slots is not None:
-            context, features = self._blind(context, features)
-        rows = passage_rows(context)
-        pools = sizes.pools, sizes.pool_features
-        keys = Pool(*pools, name="keys")(context.evidence_states, rows)
-        values = Pool(*pools, name="values")(context.evidence_states, rows)
-        present = context.present
-        keys = append_traits(context, keys)
-        values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
-        confidence = self.param(
-            "confidence", nn.initializers.zeros, (sizes.question_features, sizes.passage_features)
-        )
-        # Of the two forms; at zero nothing is updated.
-        step_sizes = self.param("step_sizes", nn.initializers.zeros, (self.config.steps, 2))
+            features = self._blind(features, state)
+        present = features.present
+        identity = lambda _, shape: jnp.eye(*shape)  # noqa: E731
+        to_keys = self.param("keys", identity, (read, read))
+        to_values = self.param("values", nn.initializers.zeros, (read, asked))
         small = nn.initializers.lecun_normal()
-        value_keys = keys @ self.param("value_keys", small, (keys.shape[-1], rank))
-        value_values = values @ self.param("value_values", small, (values.shape[-1], rank))
-        read = Features(features.question, keys, present)
-        keys, value_keys = (_centred(found, present) for found in (keys, value_keys))
-        keys, values = (found * found.shape[-1] ** -0.5 for found in (keys, values))
-        blocks = (Block(values.shape[-1], keys.shape[-1]), Block(rank, rank))
-        change = jax.tree.map(jnp.zeros_like, state)
-        for step_size in step_sizes:
-            scores = passage_scores(read, confidence[None] + change.bias)
+        to_value_keys = self.param("value_keys", small, (read, rank))
+        to_value_values = self.param("value_values", small, (asked, rank))
+        # Of `W`, of each kernel in `V`, and of `S`; at zero nothing is updated.
+        step_sizes = self.param("step_sizes", nn.initializers.zeros, (steps, KERNELS + 2))
+        sharpness = self.param("sharpness", nn.initializers.ones, (steps,))
+        passages = features.passages * read**-0.5
+        keys = centre(passages, present) @ to_keys
+        values = (passages @ to_values).at[..., -1].add(1)
+        values = jnp.concatenate([values, values @ to_value_values], axis=-1)
+        axes = features.words.shape[-1]
+        own = jnp.broadcast_to(jnp.eye(axes // KERNELS), (*keys.shape[:2], axes // KERNELS))
+        blocks = (Block(asked, read + axes), Block(rank, rank))
+        for step_size, sharp in zip(step_sizes, sharpness, strict=True):
+            scores = sharp * passage_scores(features, state)
             shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
             weights = jnp.where(present, jax.nn.softmax(shown, axis=-1), 0)
-            asked = jnp.concatenate([step_size[0] * values, step_size[1] * value_values], axis=-1)
+            parts = (keys, *[own] * KERNELS, keys @ to_value_keys)
+            scaled = [size * part for size, part in zip(step_size, parts, strict=True)]
             step = jax.vmap(read_step, in_axes=(None, 0, 0, 0, 0))(
-                blocks, jnp.concatenate([keys, value_keys], axis=-1), asked, weights, present
+                blocks, jnp.concatenate(scaled, axis=-1), values, weights, present
             )
-            change = InterfaceState(
-                change.bias + step[:, : values.shape[-1], : keys.shape[-1]],
-                change.value + step[:, values.shape[-1] :, keys.shape[-1] :],
+            state = InterfaceState(
+                state.bias + step[:, :asked, :read],
+                state.words + step[:, :asked, read : read + axes],
+                state.value + step[:, asked:, read + axes :],
             )
-        return jax.tree.map(jnp.add, state, change)
+        return state
 
-    def _blind(self, context: Context, features: Features) -> tuple[Context, Features]:
+    def _blind(self, features: Features, state: InterfaceState) -> Features:
         """Learned vectors in the place of all that the updater sees."""
-        batch, _, width = context.evidence_states.shape
-        shape = (self.slots, width)
-        slots = self.param("slots", nn.initializers.normal(1.0), shape)
-        blind = Context(
-            evidence_states=jnp.broadcast_to(slots, (batch, *shape)),
-            passage_of=jnp.broadcast_to(jnp.arange(shape[0]), (batch, shape[0])),
-            question_states=context.question_states,
-            is_question=context.is_question,
-            traits=jnp.zeros((batch, shape[0], TRAITS)),
-            present=jnp.ones((batch, shape[0]), bool),
+        batch, _, axes = state.words.shape
+        normal = nn.initializers.normal(1.0)
+        slots = self.param("slots", normal, (self.slots, self.interface.passage_features + axes))
+        slots = jnp.broadcast_to(slots, (batch, *slots.shape))
+        return Features(
+            question=jnp.ones_like(features.question),
+            passages=slots[..., :-axes],
+            words=slots[..., -axes:],
+            present=jnp.ones(slots.shape[:2], bool),
         )
-        return blind, features._replace(question=jnp.ones_like(features.question))
-
-
-def _centred(
-    keys: Float[Array, "batch passages d"], present: Bool[Array, "batch passages"]
-) -> Float[Array, "batch passages d"]:
-    """Keys less their mean over a question's passages, 0 where there is no passage.
-
-    What all passages share says nothing of which one counts, and with it updates are nearly the
-    same for all questions.
-    """
-    count = jnp.maximum(present.sum(axis=1), 1).astype(keys.dtype)
-    kept = jnp.where(present[..., None], keys, 0)
-    mean = kept.sum(axis=1, keepdims=True) / count[:, None, None]
-    return jnp.where(present[..., None], keys - mean, 0)
 
 
 def read_step(
@@ -161,7 +151,9 @@ def read_step(
     """
     d_z, d_c = keys.shape[-1], values.shape[-1]
     (layer,) = factored_layers(blocks, jnp.ones(1, keys.dtype))
+    # The construction has the root of a weight on keys and on values; the whole of it on values
+    # comes to the same, and has a slope where it is 0.
+    values = weights[:, None] * values
     tokens = jnp.concatenate([keys, values, jnp.zeros_like(values)], axis=-1)
-    tokens = jnp.sqrt(weights)[:, None] * tokens
     basis = jnp.pad(jnp.eye(d_z, dtype=keys.dtype), ((0, 0), (0, 2 * d_c)))
     return attend(layer, basis, tokens, present, linear_kernel)[:, d_z + d_c :].T

@@ -21,8 +21,8 @@ QUESTIONS = QaData(
 )
 USE = QaMethods(
     pools=2, pool_features=3, rank=2, evidence_tokens=240, question_tokens=100, answer_tokens=4,
-    steps=3, batch=2, tuning_questions=1, adaptation_steps=2, adapted_questions=2,
-    evaluation_batch=2,
+    gold_steps=1, gold_batch=2, steps=3, batch=2, tuning_questions=1, adaptation_steps=2,
+    adapted_questions=2, evaluation_batch=2,
 )  # fmt: skip
 
 

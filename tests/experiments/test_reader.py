@@ -11,6 +11,7 @@ from experiments.support import reader_texts, reader_training
 from experiments.support.reader_start import init_reader
 from experiments.support.reader_texts import END, SEGMENTS, START, TEMPLATE, Stage, make_texts
 from icorag_jax.data.pieces import split_tokenizer, tokenize_piece
+from icorag_jax.data.world import FAMILIES
 from icorag_jax.data.world.reading import ReadingConfig, generate_reading
 from icorag_jax.lm import decoder
 from tests.small_backbones import decoder_config
@@ -137,3 +138,33 @@ def test_answers_are_never_in_a_question():
 def test_the_wording_ends_where_the_answer_begins(tokenizer):
     piece = tokenize_piece(split_tokenizer(tokenizer), TEMPLATE.question, {"question": "Who?"})
     assert piece.text.endswith("Answer:")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_families_have_their_share_of_the_first_texts_of_rows(tokenizer, monkeypatch, share):
+    """Long texts leave no room for a second one in a row, so these are what is read."""
+    stage = dataclasses.replace(STAGE, family_share=share, batch=4)
+    made = reader_texts.generate_family_reading
+    families, first = [], []
+
+    def record(config, family, index):
+        families.append(family)
+        return made(config, family, index)
+
+    text = reader_texts._text
+
+    def record_text(stage, seed, index):
+        before = len(families)
+        found = text(stage, seed, index)
+        if index < reader_texts._FIRST_TEXTS:
+            first.extend(families[before:] or [None])
+        return found
+
+    monkeypatch.setattr(reader_texts, "generate_family_reading", record)
+    monkeypatch.setattr(reader_texts, "_text", record_text)
+    for step in range(40):
+        make_texts(split_tokenizer(tokenizer), stage, seed=0, step=step)
+    asked = [family for family in first if family is not None]
+    assert len(first) == 160 and len(asked) == 160 * share
+    counts = [asked.count(family) for family in FAMILIES]
+    assert max(counts) - min(counts) <= 1

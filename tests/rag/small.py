@@ -24,6 +24,7 @@ from icorag_jax.rag.frozen import Reading
 from icorag_jax.rag.interface import InterfaceConfig, InterfaceState
 from icorag_jax.rag.method import Kind, MethodConfig, init_method, predict_edit
 from icorag_jax.rag.updater import UpdaterConfig
+from icorag_jax.rag.words import KERNELS
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
 KINDS: tuple[Kind, ...] = ("shared", "updater", "blind")
@@ -139,8 +140,10 @@ def random_context(seed: int = 0, batch: int = 3, passages: int = 3) -> Context:
     traits = rng.normal(size=(batch, passages, 2)) * present[..., None]
     lengths = rng.integers(1, rows + 1, (batch, 1))
     return Context(
+        evidence_tokens=jnp.asarray(rng.integers(0, 6, (batch, evidence)), jnp.int32),
         evidence_states=jnp.asarray(rng.normal(size=(batch, evidence, width)), jnp.float32),
         passage_of=jnp.asarray(owner, jnp.int32),
+        question_tokens=jnp.asarray(rng.integers(0, 6, (batch, rows)), jnp.int32),
         question_states=jnp.asarray(rng.normal(size=(batch, rows, width)), jnp.float32),
         is_question=jnp.asarray(np.arange(rows) < lengths),
         traits=jnp.asarray(traits, jnp.float32),
@@ -150,9 +153,10 @@ def random_context(seed: int = 0, batch: int = 3, passages: int = 3) -> Context:
 
 def random_state(seed: int = 0, batch: int = 3) -> InterfaceState:
     rng = np.random.default_rng(seed)
-    shape = batch, INTERFACE.question_features, INTERFACE.passage_features
+    asked = INTERFACE.question_features
+    shapes = (batch, asked, INTERFACE.passage_features), (batch, asked, KERNELS * 3)
     return InterfaceState(
-        jnp.asarray(rng.normal(size=shape), jnp.float32),
+        *(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes),
         jnp.asarray(rng.normal(size=(batch, INTERFACE.rank, INTERFACE.rank)), jnp.float32),
     )
 

@@ -80,7 +80,11 @@ class TestControls:
         np.testing.assert_allclose(
             np.asarray(found.evidence_states, np.float64), expected, rtol=limit, atol=limit
         )
-        small.assert_trees_equal(found._replace(evidence_states=kept.evidence_states), kept)
+        # No token is any other, nor one of the vocabulary.
+        tokens = np.asarray(found.evidence_tokens)
+        assert (tokens < 0).all() and len(set(tokens[0])) == tokens.shape[1]
+        rest = {name: getattr(kept, name) for name in ("evidence_states", "evidence_tokens")}
+        small.assert_trees_equal(found._replace(**rest), kept)
 
     def test_what_there_is_not(self):
         with pytest.raises(ValueError, match="the control random takes a key"):

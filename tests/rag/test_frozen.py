@@ -152,3 +152,12 @@ def test_some_readings_of_all():
                 one.take(place, axis=axis).astype(np.float32),
                 every.take(row, axis=axis).astype(np.float32),
             )
+
+
+def test_readings_are_joined_one_after_the_other():
+    whole = jax.device_get(small.reading())
+    parts = [frozen.take_readings(whole, np.asarray(rows)) for rows in ([0], [1, 2], [3])]
+    small.assert_trees_equal(frozen.join_readings(iter(parts), 4), whole)
+    for count, message in ((3, "there are more than 3 questions"), (5, "are 4 questions, not 5")):
+        with pytest.raises(ValueError, match=message):
+            frozen.join_readings(parts, count)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import DECODER, INTERFACE, LAYER
 
-from icorag_jax.rag.interface import Features, Interface, InterfaceConfig
+from icorag_jax.rag.interface import Interface, InterfaceConfig
+from icorag_jax.rag.words import KERNELS
 
 LAYERS = DECODER.num_hidden_layers - LAYER
 MODULE = Interface(INTERFACE, DECODER)
@@ -25,11 +26,66 @@ def apply(*inputs, method):
 
 
 def features_of(context):
-    return apply(context, method=Interface.features)
+    return apply(context, context, context, method=Interface.features)
 
 
 def edit_of(features, state):
     return apply(features, state, method=Interface.edit)
+
+
+def vectors(tokens, states, rows, scores):
+    """A text as vectors of its tokens and of its pairs, dictionaries of unit length."""
+    rows = np.flatnonzero(rows)
+    found = []
+    for kernel, ids in enumerate((
+        [(tokens[row],) for row in rows],
+        [(tokens[row - 1], tokens[row]) if row else None for row in rows],
+    )):  # fmt: skip
+        weights = np.exp(small.unit(np.asarray(states[rows], np.float64)) @ scores[:, kernel])
+        vector = {}
+        for name, weight in zip(ids, weights, strict=True):
+            if name is not None:
+                vector[name] = vector.get(name, 0) + weight
+        length = np.sqrt(sum(weight**2 for weight in vector.values()))
+        found.append({name: weight / length for name, weight in vector.items()})
+    return found
+
+
+def passage_vectors(context, b):
+    scores = np.asarray(PARAMETERS["importance"], np.float64)
+    tokens, states, owner = (
+        np.asarray(leaf[b])
+        for leaf in (context.evidence_tokens, context.evidence_states, context.passage_of)
+    )
+    return [vectors(tokens, states, owner == c, scores) for c in range(3)]
+
+
+def product(one, other, kernel):
+    return sum(weight * other[kernel].get(name, 0) for name, weight in one[kernel].items())
+
+
+def shared_words(context, axes, b):
+    """`[kernels, passages, axes]`: what passages share with the others, less the others' mean."""
+    read, others = passage_vectors(context, b), passage_vectors(axes, b)
+    found = np.asarray([
+        [[product(one, other, kernel) for other in others] for one in read]
+        for kernel in range(KERNELS)
+    ])  # fmt: skip
+    there = np.asarray(axes.present[b])
+    return 3 * np.where(there, found - found[..., there].mean(axis=-1, keepdims=True), 0)
+
+
+def with_question(context, b):
+    scores = np.asarray(PARAMETERS["importance"], np.float64)
+    question = vectors(
+        *(np.asarray(leaf[b]) for leaf in context[3:6]), scores
+    )  # fmt: skip
+    read, there = passage_vectors(context, b), np.asarray(context.present[b])
+    found = np.asarray(
+        [[product(question, one, kernel) for kernel in range(KERNELS)] for one in read]
+    )
+    found = found - found[there].mean(axis=0)
+    return found / np.sqrt((found[there] ** 2).mean(axis=0) + 1e-4)
 
 
 @given(st.integers(0, 2**31))
@@ -46,26 +102,27 @@ def test_features_are_those_of_numpy(seed):
             expected = np.zeros(INTERFACE.passage_features)
             if context.present[b, c]:
                 read = small.pooled(PARAMETERS["passage_pool"], states[b, owner[b] == c])
-                expected = np.concatenate([read, context.traits[b, c], [1]])
-            np.testing.assert_allclose(found.passages[b, c], expected, atol=2e-5)
+                traits = *context.traits[b, c], *with_question(context, b)[c]
+                expected = np.concatenate([read, traits, [1]])
+            np.testing.assert_allclose(found.passages[b, c], expected, atol=1e-4)
+            shared = shared_words(context, context, b)[:, c].ravel()
+            expected = shared if context.present[b, c] else 0 * shared
+            np.testing.assert_allclose(found.words[b, c], expected, atol=1e-5)
     np.testing.assert_array_equal(found.present, context.present)
 
 
 @given(st.integers(0, 2**31))
 def test_an_edit_is_that_of_numpy(seed):
-    """`tau a^T W b / sqrt(|b|)` for each head, and `R`, `S U` for each layer."""
+    """`tau a^T (W b / sqrt(|b|) + V c)` for each head, and `R`, `S U` for each layer."""
     features, state = features_of(small.random_context(seed)), small.random_state(seed)
     edit = edit_of(features, state)
-    a, b, w, s = (
-        np.asarray(leaf, np.float64)
-        for leaf in (features.question, features.passages, state.bias, state.value)
-    )
+    a, b, c, _, w, v, s = (np.asarray(leaf, np.float64) for leaf in (*features, *state))
     gain = np.asarray(PARAMETERS["gain"], np.float64)
     read, write = PARAMETERS["value_read"], PARAMETERS["value_write"]
     assert edit.logit_bias.shape == (LAYERS, 3, DECODER.num_attention_heads, 3)
     for n in range(3):
         for j in range(3):
-            score = a[n] @ w[n] @ b[n, j] / np.sqrt(b.shape[-1])
+            score = a[n] @ (w[n] @ b[n, j] / np.sqrt(b.shape[-1]) + v[n] @ c[n, j])
             expected = gain * (score if features.present[n, j] else 0)
             np.testing.assert_allclose(edit.logit_bias[:, n, :, j], expected, atol=1e-4, rtol=1e-4)
             if not features.present[n, j]:
@@ -78,7 +135,7 @@ def test_an_edit_is_that_of_numpy(seed):
 def test_passages_that_are_not_there_get_no_bias_whatever_their_features():
     context, state = small.random_context(), small.random_state()
     features = features_of(context)
-    loud = Features(features.question, features.passages + 9.0, context.present)
+    loud = features._replace(passages=features.passages + 9.0, words=features.words + 9.0)
     bias = np.asarray(edit_of(loud, state).logit_bias)
     absent = ~np.asarray(context.present)
     assert absent.any() and not bias.transpose(1, 3, 0, 2)[absent].any()
@@ -92,10 +149,13 @@ def test_a_state_of_zeros_is_an_edit_of_zeros():
 
 
 def test_the_shared_state_is_the_same_for_all():
-    state = MODULE.apply({"params": PARAMETERS}, 2, method=Interface.shared_state)
+    features = features_of(small.random_context())
+    state = MODULE.apply({"params": PARAMETERS}, features, method=Interface.shared_state)
     for name in ("bias", "value"):
         shared = np.asarray(PARAMETERS[name])
-        np.testing.assert_array_equal(getattr(state, name), np.stack([shared] * 2))
+        np.testing.assert_array_equal(getattr(state, name), np.stack([shared] * 3))
+    assert state.words.shape == (3, INTERFACE.question_features, KERNELS * 3)
+    assert not state.words.any()
 
 
 def test_permuted_passages_have_permuted_biases():
@@ -107,9 +167,43 @@ def test_permuted_passages_have_permuted_biases():
         traits=context.traits[:, np.argsort(order)],
         present=context.present[:, np.argsort(order)],
     )
+    axes = state.words.reshape(*state.words.shape[:2], KERNELS, 3)[..., np.argsort(order)]
+    moved = state._replace(words=axes.reshape(state.words.shape))
     bias = edit_of(features_of(context), state).logit_bias
-    found = edit_of(features_of(permuted), state).logit_bias
+    found = edit_of(features_of(permuted), moved).logit_bias
     np.testing.assert_allclose(found[..., order], bias, atol=1e-5)
+
+
+def test_passages_are_compared_with_those_of_another_context():
+    context, other = small.random_context(0), small.random_context(1)
+    found = apply(context, context, other, method=Interface.features)
+    plain = features_of(context)
+    np.testing.assert_allclose(found.passages, plain.passages, atol=1e-6)
+    for b in range(3):
+        expected = shared_words(context, other, b)
+        for c in np.flatnonzero(context.present[b]):
+            np.testing.assert_allclose(found.words[b, c], expected[:, c].ravel(), atol=1e-5)
+
+
+def test_features_have_finite_slopes_where_there_is_nothing():
+    """No passages, no question, and passages without a token in common."""
+    context = small.random_context()
+    nothing = context._replace(
+        evidence_tokens=jnp.broadcast_to(jnp.arange(100, 114), context.evidence_tokens.shape),
+        passage_of=context.passage_of.at[1].set(-1),
+        present=context.present.at[1].set(False),
+        is_question=context.is_question.at[2].set(False),
+    )
+
+    @jax.jit
+    @jax.grad
+    def slopes(parameters):
+        found = MODULE.apply(
+            {"params": parameters}, nothing, nothing, nothing, method=Interface.features
+        )
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in found[:3])
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes(PARAMETERS)))
 
 
 @pytest.mark.parametrize("name", ["layer", "pools", "pool_features", "rank"])
@@ -121,4 +215,4 @@ def test_sizes_below_one(name):
 def test_a_layer_that_the_decoder_does_not_have():
     module = Interface(InterfaceConfig(layer=4), DECODER)
     with pytest.raises(ValueError, match="layer must be below the decoder's 4, got 4"):
-        module.init(jax.random.key(0), small.random_context(), method=Interface.features)
+        module.init(jax.random.key(0), *[small.random_context()] * 3, method=Interface.features)

@@ -11,15 +11,16 @@ import small
 from small import DECODER
 
 from icorag_jax.rag import frozen, learning
-from icorag_jax.rag.interface import InterfaceConfig
+from icorag_jax.rag.interface import InterfaceConfig, passage_scores
 from icorag_jax.rag.learning import LearningConfig, LearningState, learn
-from icorag_jax.rag.method import predict_change
+from icorag_jax.rag.method import predict_change, predict_state
 from icorag_jax.training_checkpoints import TrainingCheckpoints
 
 FROZEN, READINGS = small.parameters(), jax.device_get(small.reading())
 CONFIG = LearningConfig(
-    steps=6, batch=3, learning_rate=3e-2, weight_decay=1e-3, bias_penalty=1e-2, seed=4,
-    checkpoint_every=2,
+    gold_steps=0, gold_batch=4, gold_rate=3e-2,
+    steps=6, batch=3, learning_rate=3e-2, weight_decay=1e-3, bias_penalty=1e-2, gold_weight=0.5,
+    seed=4, checkpoint_every=2,
 )  # fmt: skip
 METHOD = small.method("updater")
 
@@ -58,7 +59,9 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path, monkeypatch, traine
     calls = []
     step = learning.learning_step
     monkeypatch.setattr(
-        learning, "learning_step", lambda *inputs: calls.append(inputs) or step(*inputs)
+        learning,
+        "learning_step",
+        lambda *inputs, **named: calls.append(inputs) or step(*inputs, **named),
     )
     parameters, history = train(tmp_path)
     assert [int(inputs[4].step) for inputs in calls] == [2, 3, 4, 5]
@@ -73,7 +76,9 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path, monkeypatch, traine
 def test_the_history_has_a_row_a_checkpoint(trained):
     _, history = trained
     assert [row["step"] for row in history] == [2, 4, 6]
-    assert list(history[0]) == ["step", "answers", "penalty", "exact", "gradient_norm"]
+    assert list(history[0]) == [
+        "step", "answers", "penalty", "gold", "exact", "gradient_norm",
+    ]  # fmt: skip
     assert all(np.isfinite(list(row.values())).all() for row in history)
 
 
@@ -100,8 +105,8 @@ def test_a_training_of_other_sizes_is_refused(folder, trained):
 
 def test_a_few_questions_are_learned_by_heart(tmp_path):
     config = dataclasses.replace(
-        CONFIG, steps=40, batch=3, checkpoint_every=10, learning_rate=0.1, weight_decay=0.0,
-        bias_penalty=0.0,
+        CONFIG, steps=40, batch=4, checkpoint_every=10, learning_rate=0.05, weight_decay=0.0,
+        bias_penalty=0.0, gold_weight=0.0,
     )  # fmt: skip
     _, history = train(tmp_path, config)
     losses = [row["answers"] for row in history]
@@ -161,13 +166,51 @@ def test_nothing_but_bad_batches_is_an_error(tmp_path):
         train(tmp_path, place=poison({2, 3}))
 
 
-def test_the_loss_is_that_of_answers_with_a_penalty_on_biases():
+def test_the_loss_of_gold_passages():
+    scores = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    present = np.asarray([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [0] * 4], bool)
+    gold = np.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0] * 4], bool)
+    losses, says = learning.gold_losses(*map(jnp.asarray, (scores, gold, present)))
+    # Without a gold passage, and with nothing but gold ones, there is nothing to learn.
+    np.testing.assert_array_equal(says, [True, False, True, False, False])
+    for row in range(5):
+        shares = np.exp(scores[row].astype(np.float64)) * present[row]
+        expected = -np.log(shares[gold[row]] / shares.sum()).mean() if says[row] else 0
+        np.testing.assert_allclose(losses[row], expected, atol=1e-6)
+
+
+def test_gold_passages_are_learned_before_all_else(tmp_path, trained):
+    config = dataclasses.replace(CONFIG, gold_steps=30, steps=2, checkpoint_every=10, gold_rate=0.1)
+    _, history = train(tmp_path, config)
+    assert [row["answers"] > 0 for row in history] == [False] * 3 + [True]
+    assert history[2]["gold"] < 0.5 * history[0]["gold"]
+
+
+def test_steps_on_gold_passages_are_those_of_the_loss_without_answers():
+    state = start()
+    gold = functools.partial(
+        learning.method_loss, METHOD, DECODER, CONFIG, FROZEN, reading=small.reading()
+    )
+    losses, slopes = jax.jit(
+        jax.value_and_grad(lambda p: gold(p, gold_alone=True)[0])
+    )(state.parameters)  # fmt: skip
+    _, terms = jax.jit(lambda p: gold(p, gold_alone=False))(state.parameters)
+    np.testing.assert_allclose(losses, CONFIG.gold_weight * terms.gold, rtol=1e-4)
+    assert not slopes["interface"]["gain"].any()
+    assert not slopes["interface"]["value_read"].any()
+    assert np.abs(slopes["updater"]["step_sizes"]).max() > 0
+
+
+def test_the_loss_is_that_of_answers_of_gold_passages_and_a_penalty_on_biases():
     """Against NumPy, from the edit and the losses that other tests hold."""
     reading, parameters = small.reading(), small.drawn("updater")
+    config = dataclasses.replace(CONFIG, bias_penalty=0.25, gold_weight=0.7)
 
     @jax.jit
     def loss(parameters):
-        return learning.method_loss(METHOD, DECODER, FROZEN, parameters, reading, 0.25)
+        return learning.method_loss(
+            METHOD, DECODER, config, FROZEN, parameters, reading, gold_alone=False
+        )
 
     @jax.jit
     def answers(edit):
@@ -181,4 +224,12 @@ def test_the_loss_is_that_of_answers_with_a_penalty_on_biases():
     np.testing.assert_allclose(found.answers, np.mean(losses), rtol=1e-5)
     np.testing.assert_allclose(found.penalty, penalty, rtol=1e-4)
     assert found.exact == np.mean(exact)
-    np.testing.assert_allclose(total, np.mean(losses) + 0.25 * penalty, rtol=1e-5)
+    features, state = predict_state(METHOD, DECODER, parameters, reading.context)
+    gold, says = learning.gold_losses(
+        passage_scores(features, state), reading.is_gold, reading.context.present
+    )
+    assert says.sum() >= 2
+    gold = np.asarray(gold)[np.asarray(says)].mean()
+    np.testing.assert_allclose(found.gold, gold, rtol=1e-4)
+    expected = np.mean(losses) + 0.25 * penalty + 0.7 * gold
+    np.testing.assert_allclose(total, expected, rtol=1e-4)

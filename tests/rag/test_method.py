@@ -17,6 +17,7 @@ from icorag_jax.rag.method import (
     count_parameters,
     predict_change,
 )
+from icorag_jax.rag.words import KERNELS
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 change_of = jax.jit(predict_change, static_argnums=(0, 1))
@@ -80,7 +81,9 @@ class TestChange:
             {"params": parameters}, context, method=Method.state
         )
         shared = parameters["interface"]
-        expected = [state.bias - shared["bias"][None], state.value - shared["value"][None]]
+        expected = [
+            state.bias - shared["bias"][None], state.words, state.value - shared["value"][None]
+        ]  # fmt: skip
         expected = np.concatenate([np.reshape(leaf, (4, -1)) for leaf in expected], axis=1)
         found = change_of(small.method(kind), DECODER, parameters, context)
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -102,11 +105,11 @@ class TestChange:
         found = np.asarray(change_of(
             small.method("updater"), DECODER, small.drawn("updater"), small.reading().context
         ))  # fmt: skip
-        # One passage has none to differ from, and no passage says nothing: no change.
-        several = np.asarray(small.reading().context.present).sum(axis=1) > 1
-        assert several.sum() >= 2
-        np.testing.assert_allclose(found[~several], 0, atol=1e-6)
-        changes = found[several]
+        # No passage says nothing: no change.
+        some = np.asarray(small.reading().context.present).any(axis=1)
+        assert some.sum() == 3
+        np.testing.assert_allclose(found[~some], 0, atol=1e-6)
+        changes = found[some]
         for one in range(len(changes)):
             for other in range(one):
                 assert np.abs(changes[one] - changes[other]).max() > 0.02
@@ -121,6 +124,7 @@ class TestControls:
             small.assert_trees_equal(edit_of(kind, context, fed), edit_of(kind, context))
         edit, plain = edit_of("updater", context, fed), edit_of("updater", context)
         assert all(np.isfinite(leaf).all() for leaf in edit)
+        assert np.abs(edit.value_up - plain.value_up)[:, 0].max() > 1e-2
         assert np.abs(edit.logit_bias - plain.logit_bias)[:, 0].max() > 1e-2
         # The passages that the model reads stay those that biases are of.
         absent = ~np.asarray(context.present)
@@ -147,12 +151,17 @@ class TestControls:
 def test_how_many_parameters_there_are():
     """The blind method has those of the updater and its slots."""
     counts = {kind: count_parameters(small.fresh(kind)) for kind in KINDS}
-    assert counts["blind"] == counts["updater"] + small.BATCH.passages * DECODER.hidden_size
+    passages = small.BATCH.passages
+    assert counts["blind"] == counts["updater"] + passages * (
+        INTERFACE.passage_features + KERNELS * passages
+    )
     pool = DECODER.hidden_size * 2 + 2 * DECODER.hidden_size * 4
     asked, read, rank, width = INTERFACE.question_features, INTERFACE.passage_features, 3, 16
-    shared = 2 * pool + 2 * 4 + 2 * 2 * width * rank + asked * read + rank**2
+    words = DECODER.hidden_size * KERNELS
+    shared = 2 * pool + words + 2 * 4 + 2 * 2 * width * rank + asked * read + rank**2
     assert counts["shared"] == shared
-    assert counts["updater"] - shared == 2 * pool + asked * read + 2 * 2 + rank * (asked + read)
+    maps, frames, steps = read * (read + asked), rank * (asked + read), 2 * (KERNELS + 3)
+    assert counts["updater"] - shared == maps + frames + steps
 
 
 def test_initialization_goes_by_its_key():
@@ -160,8 +169,7 @@ def test_initialization_goes_by_its_key():
         small.init(small.method("updater"), DECODER, jax.random.key(seed)) for seed in (1, 2)
     )
     small.assert_trees_equal(one, small.fresh("updater"))
-    score = ("updater", "keys", "score")
-    one, other = one[score[0]][score[1]][score[2]], other[score[0]][score[1]][score[2]]
+    one, other = (found["updater"]["value_keys"] for found in (one, other))
     assert not np.array_equal(one, other)
 
 

@@ -25,14 +25,21 @@ def test_questions_are_split_and_layers_are_not():
     whole = lambda *shape: rng.integers(0, 9, shape, np.int32)  # noqa: E731
     true = lambda *shape: rng.random(shape) < 0.5  # noqa: E731
     context = Context(
-        real(4, 6, 8), whole(4, 6), real(4, 5, 8), true(4, 5), real(4, 2, 2), true(4, 2)
+        whole(4, 6),
+        real(4, 6, 8),
+        whole(4, 6),
+        whole(4, 5),
+        real(4, 5, 8),
+        true(4, 5),
+        real(4, 2, 2),
+        true(4, 2),
     )
     evidence = Evidence(real(3, 4, 6, 2, 4), real(3, 4, 6, 2, 4), whole(4, 6), whole(4, 6))
-    reading = Reading(context, evidence, whole(4, 5), whole(4, 5), true(4, 5))
+    reading = Reading(context, evidence, whole(4, 5), whole(4, 5), true(4, 5), true(4, 2))
     reading = jax.tree.map(jnp.asarray, reading)
     batch = Batch(
         whole(4, 6), whole(4, 6), whole(4, 6), whole(4, 5), whole(4, 5), true(4, 5), true(4, 5),
-        real(4, 2, 2), true(4, 2),
+        real(4, 2, 2), true(4, 2), true(4, 2),
     )  # fmt: skip
     mesh = sharding.make_mesh(data=1, tensor=1)
     for questions in (reading, batch):

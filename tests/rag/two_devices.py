@@ -21,8 +21,9 @@ from icorag_jax.retrieval.retrieved import retrieve
 SIZES = BatchConfig(passages=3, evidence_tokens=200, question_tokens=160, answer_tokens=4)
 METHOD = dataclasses.replace(small_backbones.METHOD, passages=SIZES.passages)
 LEARNING = LearningConfig(
-    steps=4, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, seed=0,
-    checkpoint_every=2,
+    gold_steps=1, gold_batch=4, gold_rate=1e-2,
+    steps=4, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, gold_weight=0.5,
+    seed=0, checkpoint_every=2,
 )  # fmt: skip
 
 

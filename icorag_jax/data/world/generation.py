@@ -78,6 +78,14 @@ def generate_question(
     config: WorldConfig, names: NameBook, split: Split, family: Family, index: int
 ) -> Question:
     """One question of a split, with names that the book has not given out yet."""
+    question, _ = generate_scene(config, names, split, family, index)
+    return question
+
+
+def generate_scene(
+    config: WorldConfig, names: NameBook, split: Split, family: Family, index: int
+) -> tuple[Question, Scene]:
+    """As `generate_question`, with the scene whose passages the question has."""
     draws = Draws(f"world/{config.seed}/{split}/{family}/{index}")
     scene = Scene(config, names, draws)
     draft = DRAFTS[family](scene)
@@ -88,10 +96,11 @@ def generate_question(
         *(dataclasses.replace(passage, is_gold=True) for passage in draft.gold),
         *(dataclasses.replace(passage, is_gold=False) for passage in (*draft.misleading, *others)),
     ]
-    return Question(
+    question = Question(
         id=f"world/{family}/{split}/{config.seed}/{index}",
         question=draft.question,
         answers=(draft.answer,),
         passages=tuple(draws.shuffled(passages)),
         type=family,
     )
+    return question, scene

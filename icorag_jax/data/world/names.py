@@ -120,5 +120,8 @@ class NameBook:
 
     def _word(self, draws: Draws) -> str:
         number = draws.below(_WORDS // _DIVISOR) * _DIVISOR + draws.choice(self._remainders)
-        first, second = divmod(number, len(_SYLLABLES))
+        first, shift = divmod(number, len(_SYLLABLES))
+        # Counted from the first, so that every syllable comes second in the words of every split:
+        # a reader that never met one there could not copy it.
+        second = (first + shift) % len(_SYLLABLES)
         return (_SYLLABLES[first] + _SYLLABLES[second]).capitalize()

@@ -1,15 +1,17 @@
-"""Plain reading: passages of facts, and a question for each fact that one of them states.
+"""What a reader is pretrained on: passages, and many questions on them.
 
-What a reader is pretrained on. The names are those of training, and nothing has to be combined:
-every question is answered by one passage. The passages of a text share entities and relations, so
-that neither the subject alone nor the relation alone tells the answer.
+Plain reading has a question for each fact that a passage states, and nothing has to be combined.
+Its passages share entities and relations, so that neither the subject alone nor the relation alone
+tells the answer. The reading of a family is one of its questions with plain ones on the same
+passages. The names are those of training.
 """
 
 import dataclasses
 
 from icorag_jax.data.records import Passage
-from icorag_jax.data.world.config import WorldConfig
+from icorag_jax.data.world.config import Family, WorldConfig
 from icorag_jax.data.world.draws import Draws
+from icorag_jax.data.world.generation import generate_scene
 from icorag_jax.data.world.names import NameBook
 from icorag_jax.data.world.relations import RELATIONS
 from icorag_jax.data.world.scene import Entity, Scene, Statement
@@ -52,12 +54,10 @@ class Reading:
     Attributes:
         passages: the text.
         questions: pairs of a question and its answer.
-        sources: of each question, the number of the passage that answers it.
     """
 
     passages: tuple[Passage, ...]
     questions: tuple[tuple[str, str], ...]
-    sources: tuple[int, ...]
 
 
 def generate_reading(config: ReadingConfig, seed: int, index: int) -> Reading:
@@ -76,10 +76,10 @@ def generate_reading(config: ReadingConfig, seed: int, index: int) -> Reading:
         NameBook("train"),
         draws,
     )
-    passages, questions, sources = [], [], []
+    passages, questions = [], []
     subjects: list[Entity] = []
     relations: list[str] = []
-    for number in range(config.passages):
+    for _ in range(config.passages):
         subject = _subject(scene, config, subjects)
         statements = []
         for _ in range(1 + draws.below(config.facts)):
@@ -104,14 +104,28 @@ def generate_reading(config: ReadingConfig, seed: int, index: int) -> Reading:
             relation = RELATIONS[statement.relation.name]
             wording = draws.choice(relation.questions).format(x=subject.name)
             questions.append((scene.question(wording), statement.values[0]))
-            sources.append(number)
-    order = draws.shuffled(range(len(passages)))
-    place = {old: new for new, old in enumerate(order)}
-    return Reading(
-        tuple(passages[old] for old in order),
-        tuple(questions),
-        tuple(place[source] for source in sources),
-    )
+    return Reading(tuple(draws.shuffled(passages)), tuple(questions))
+
+
+def generate_family_reading(config: WorldConfig, family: Family, index: int) -> Reading:
+    """A question of a family, and after it one for each fact that its passages agree on.
+
+    Args:
+        config: settings of the world.
+        family: of the first question.
+        index: which one of the family's.
+    """
+    question, scene = generate_scene(config, NameBook("train"), "train", family, index)
+    facts: dict[tuple[str, str], list[Statement]] = {}
+    for statement in scene.statements():
+        facts.setdefault((statement.subject.key, statement.relation.name), []).append(statement)
+    asked = [(question.question, question.answers[0])]
+    for (_, name), (statement, *others) in facts.items():
+        if name not in RELATIONS or others:
+            continue
+        wording = scene.draws.choice(RELATIONS[name].questions).format(x=statement.subject.name)
+        asked.append((scene.question(wording), statement.values[0]))
+    return Reading(question.passages, tuple(asked))
 
 
 def _subject(scene: Scene, config: ReadingConfig, subjects: list[Entity]) -> Entity:

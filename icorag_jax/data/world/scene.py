@@ -69,6 +69,7 @@ class Scene:
         self._names = names
         self._stated: dict[str, set[str]] = {}
         self._values: list[Entity] = []
+        self._statements: list[Statement] = []
         self._texts: set[str] = set()
         self._years: set[str] = set()
         self.archive = names.draw("archive", draws).text if config.archive_share else None
@@ -99,6 +100,10 @@ class Scene:
         """All values of facts so far."""
         return tuple(self._values)
 
+    def statements(self) -> tuple[Statement, ...]:
+        """All that passages state so far."""
+        return tuple(self._statements)
+
     def values_without(self, relation: Relation | Group) -> list[Entity]:
         """Values of other facts which could have the relation, but of which it is not stated."""
         return [
@@ -124,6 +129,7 @@ class Scene:
             for relation in self._extra_relations(subject, self.draws.below(max(spare, 0) + 1))
         ]
         stated.update(statement.relation.name for statement in extras)
+        self._statements += [*statements, *extras]
         # The same may be said several times, but never in the very same words.
         while True:
             sentences = [self._sentence(statement) for statement in (*statements, *extras)]
