@@ -43,7 +43,7 @@ class Config:
         backbone: name of a shipped one, a folder, or a hub id.
         dtype: of parameters and compute.
         repeats: queries that are timed.
-        adaptation_steps: of test-time adaptation.
+        timed_steps: numbers of steps of test-time adaptation that are timed.
         cache: folder of indexes and searches; by default one in the run's own.
         questions: which questions are asked.
         use: settings of the methods.
@@ -54,7 +54,7 @@ class Config:
     backbone: str = "qwen3"
     dtype: Literal["float32", "bfloat16"] = "float32"
     repeats: int = 100
-    adaptation_steps: tuple[int, ...] = (1, 3, 5, 10)
+    timed_steps: tuple[int, ...] = (1, 3, 5, 10)
     cache: Path | None = None
     questions: Annotated[QaData, tyro.conf.arg(name="")] = QaData(  # noqa: RUF009
         train_questions=0, evaluation_questions=10
@@ -101,7 +101,7 @@ def measure(config: Config, subject: Subject, batches: list[Batch]) -> pd.DataFr
     parameters = unstack_layers(subject.backbone.model.parameters)
     sizes = {"layer": subject.layer, "answer_tokens": config.use.answer_tokens}
     # One step among them, whose operations are counted whole.
-    tried = tuple(dict.fromkeys((1, *config.adaptation_steps)))
+    tried = tuple(dict.fromkeys((1, *config.timed_steps)))
     programs: dict[str, tuple[Callable[..., Any], Any]] = {}
 
     def answer(kind: Any, parameters: Any, method_parameters: Any, batch: Batch) -> Any:

@@ -1,6 +1,7 @@
 """Documentation of the experiment that stands in these tests."""
 
 import dataclasses
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import experiments
 from experiments.support.command import load_preset, run_command, use_all_cores
 from experiments.support.run_folder import RunFolderError
 
@@ -37,11 +39,27 @@ class Config:
 
 PRESETS = {"quick": {"sizes": (3,)}, "paper": {"sizes": (4, 5), "seed": 7, "step_size": 0.5}}
 
+EXPERIMENTS = [
+    path.stem
+    for path in sorted(Path(experiments.__file__).parent.glob("*.py"))
+    if path.stem != "__init__"
+]
+
 
 def parsed(*args: str) -> Config:
     found = []
     run_command(lambda config: found.append(config), Config, PRESETS, args)
     return found[0]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_a_command_line(name, capsys):
+    experiment = importlib.import_module(f"experiments.{name}")
+    presets = getattr(experiment, "PRESETS", {"quick": {}})  # reproduce has the quick ones
+    with pytest.raises(SystemExit) as stopped:
+        run_command(experiment.main, experiment.Config, presets, ["--help"])
+    assert stopped.value.code == 0
+    assert "--out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

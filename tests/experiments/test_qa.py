@@ -110,7 +110,7 @@ def test_costs_grow_with_the_steps_and_the_updater_is_cheap(backbone, tmp_path):
     questions = dataclasses.replace(QUESTIONS, train_questions=0)
     qa_cost.main(
         qa_cost.Config(
-            tmp_path / "cost", backbone=backbone, repeats=3, adaptation_steps=(1, 2),
+            tmp_path / "cost", backbone=backbone, repeats=3, timed_steps=(1, 2),
             questions=questions, use=USE,
         )
     )  # fmt: skip

@@ -42,7 +42,7 @@ TINY = {
         "questions": QaData(
             benchmarks=("single_fact",), train_questions=0, evaluation_questions=1, passages=2
         ),
-        "use": USE, "repeats": 2, "adaptation_steps": (1,),
+        "use": USE, "repeats": 2, "timed_steps": (1,),
     },
 }  # fmt: skip
 
