@@ -57,13 +57,13 @@ class Config:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"questions": QaData(train_questions=300, evaluation_questions=300)},
     "glance": {
-        "questions": QaData(train_questions=100, evaluation_questions=60),
+        "questions": QaData(train_questions=100, evaluation_questions=60, passages=5),
         "use": QaMethods(
             methods=(
                 "closed_book", "frozen", "shared", "blind", "updater", "updater_shuffled", "tta",
             ),
-            gold_steps=200, steps=150, tuning_questions=4, adaptation_steps=3, adapted_questions=60,
-            evaluation_batch=60,
+            evidence_tokens=256, gold_steps=200, steps=100, tuning_questions=4, adaptation_steps=3,
+            adapted_questions=60, evaluation_batch=60,
         ),
     },
     "paper": {

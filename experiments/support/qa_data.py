@@ -70,7 +70,7 @@ class QaData:
     train_seed: int = 0
     evaluation_seed: int = 1
     retriever: SingleRetriever = "bm25"
-    passages: int = 5
+    passages: int = 10
     encoder: str | None = None
     query_prompt: str = ""
     passage_prompt: str = ""

@@ -60,7 +60,7 @@ class QaMethods:
     pool_features: int = 16
     rank: int = 8
     updater_steps: int = 2
-    evidence_tokens: int = 256
+    evidence_tokens: int = 480
     question_tokens: int = 64
     answer_tokens: int = 12
     gold_steps: int = 400
@@ -111,7 +111,7 @@ class QaMethods:
 
     def adaptation_grid(self, objectives: tuple[Objective, ...]) -> list[AdaptationConfig]:
         """What test-time adaptation is tuned over, but for the number of steps."""
-        rates = {"sgd": (0.1, 1.0, 10.0), "adam": (0.01, 0.03, 0.1)}
+        rates = {"sgd": (0.001, 0.01, 0.1, 1.0), "adam": (0.001, 0.003, 0.01, 0.03)}
         return [
             AdaptationConfig(objective, optimizer, self.adaptation_steps, rate)
             for objective, optimizer in itertools.product(objectives, ("sgd", "adam"))

@@ -8,10 +8,10 @@ linearized objective (`icorag_jax.theory.objective`), both linear in the state `
 
 `a` are features of the question and `b_j` of passage j: hidden states of the frozen model, pooled
 by learned weights and projected, and what the retriever and the words that it shares with the
-question say of it. `c_j` are the words that it shares with each of the passages
-(`icorag_jax.rag.words`): `V` is the part of the state on vectors of words, which are many more than
-passages, in terms of the passages' own vectors. With the state at zero the model is the frozen
-model, bit for bit.
+question say of it. `c_j` are the words that it shares with each other passage, all of them and
+those that the question does not have (`icorag_jax.rag.words`): `V` is the part of the state on
+vectors of words, which are many more than passages, in terms of the passages' own vectors. With
+the state at zero the model is the frozen model, bit for bit.
 
 Axes: as in `icorag_jax.rag.context`; `question` and `passage` features of either, `axes` passages
 by kernels of `icorag_jax.rag.words`, `rank` of the edit of values, `layers` those from the
@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag.context import TRAITS, Context
-from icorag_jax.rag.words import KERNELS, Words, similarity, weigh_words
+from icorag_jax.rag.words import SPANS, Words, similarity, weigh_words, without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class InterfaceConfig:
     @property
     def passage_features(self) -> int:
         """Size of `b`: pooled features, traits, words shared with the question, a constant."""
-        return self.pools * self.pool_features + TRAITS + KERNELS + 1
+        return self.pools * self.pool_features + TRAITS + SPANS + 1
 
 
 class InterfaceState(NamedTuple):
@@ -160,7 +160,7 @@ class Interface(nn.Module):
         self.value_read = self.param("value_read", frame, (layers, width, config.rank))
         self.value_write = self.param("value_write", frame, (layers, config.rank, width))
         self.importance = self.param(
-            "importance", nn.initializers.zeros, (decoder.hidden_size, KERNELS)
+            "importance", nn.initializers.zeros, (decoder.hidden_size, SPANS)
         )
         self.bias = self.param(
             "bias", nn.initializers.zeros, (config.question_features, config.passage_features)
@@ -178,12 +178,13 @@ class Interface(nn.Module):
         is_question = asked.is_question[:, None]
         question = self.question_pool(asked.question_states, is_question)[:, 0]
         pooled = self.passage_pool(read.evidence_states, passage_rows(read))
-        words = self._passage_words(read)
+        words, own = self._passage_words(read), self._question_words(asked)
         others = words if axes is read else self._passage_words(axes)
-        # Times the number of passages, as each has but a share of the weight.
-        shared = centre(similarity(others, words), axes.present) * axes.present.shape[1]
+        with_question = similarity(own, words)[:, 0]
+        new, others_new = without(words, own), without(others, own)
+        shared = [similarity(others, words), similarity(others_new, new)]
+        shared = _contrast(jnp.concatenate(shared, axis=-1), axes.present, read.present)
         shared = shared.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
-        with_question = similarity(self._question_words(asked), words)[:, 0]
         parts = [pooled, read.traits, _standardize(with_question, read.present)]
         passages = jnp.concatenate([*parts, jnp.ones_like(pooled[..., :1])], axis=-1)
         there = read.present[..., None]
@@ -247,9 +248,7 @@ def centre(
     What all passages share says nothing of which one counts.
     """
     there = present.reshape(*present.shape, *[1] * (values.ndim - 2))
-    total = jnp.sum(jnp.where(there, values, 0), axis=1, keepdims=True)
-    count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True), 1).astype(values.dtype)
-    return jnp.where(there, values - total / count, 0)
+    return jnp.where(there, values - _mean(values, there, 1), 0)
 
 
 def _standardize(
@@ -257,10 +256,30 @@ def _standardize(
 ) -> Float[Array, "batch passages kernels"]:
     """Values in their deviations over a question's passages from their mean."""
     centred = centre(values, present)
-    count = jnp.maximum(jnp.sum(present, axis=1), 1).astype(values.dtype)
-    variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / count[:, None, None]
+    variance = _mean(jnp.square(centred), present[..., None], 1)
     # Small differences stay small: 0.01 is a word among a hundred.
     return centred * jax.lax.rsqrt(variance + 1e-4)
+
+
+def _contrast(
+    values: Float[Array, "batch others passages kernels"],
+    others: Bool[Array, "batch others"],
+    passages: Bool[Array, "batch passages"],
+) -> Float[Array, "batch others passages kernels"]:
+    """How much more of a passage one has than the others have, in deviations over all pairs.
+
+    A passage is like itself, whatever it says: such pairs are left out, and are 0.
+    """
+    pairs = others[:, :, None] & passages[:, None, :] & ~jnp.eye(others.shape[1], dtype=bool)[None]
+    pairs = pairs[..., None]
+    values = jnp.where(pairs, values - _mean(values, pairs, 1), 0)
+    return values * jax.lax.rsqrt(_mean(jnp.square(values), pairs, (1, 2)) + 1e-4)
+
+
+def _mean(values: Array, where: Array, axis: int | tuple[int, ...]) -> Array:
+    """The mean over some entries, 0 where there are none, with the axes kept."""
+    count = jnp.maximum(jnp.sum(where, axis=axis, keepdims=True), 1).astype(values.dtype)
+    return jnp.sum(jnp.where(where, values, 0), axis=axis, keepdims=True) / count
 
 
 def normalize(states: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:

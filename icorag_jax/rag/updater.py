@@ -11,13 +11,14 @@ of values has a step of its own. It is computed by the very layer that does that
 
 Keys and values are learned linear maps of the interface's features of the passages, less their mean
 over the question's passages for keys: `x_j = K (b_j - mean b)`, `rho_j = 1 + M b_j`, where 1 is the
-question's constant. `e_j` is the passage itself, since `V` is in terms of their vectors of words.
+question's constant. `e_j` is the passage itself, since `V` is in terms of their vectors of words:
+a step adds to each passage's own coordinate, as gradient descent on functions of a kernel does.
 The weights are the softmax of the biases of the passages in the state that the step before has
 left.
 
 The bias of passage j gains `sum_i w_i (a . rho_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
-words that two passages share: a passage counts for more because it resembles, completes or
-contradicts another one, which no shared interface can know of.
+words that two passages share beyond what others do: a passage counts for more because it resembles,
+completes or contradicts another one, which no shared interface can know of.
 """
 
 import dataclasses

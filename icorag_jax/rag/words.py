@@ -5,7 +5,7 @@ from the frozen model's states: names count, and the words that all texts have d
 texts share is the cosine of their vectors. Pooled states of a few dozen features could not tell one
 name from another.
 
-Axes: `texts` of a question, `others` likewise, `kernels` tokens and pairs.
+Axes: `texts` of a question, `others` likewise, `spans` single tokens and pairs.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 # Single tokens, and pairs of neighbours.
-KERNELS = 2
+SPANS = 2
+# Passages are compared by either of all their words, and of those that the question does not have:
+# what ties the second of two facts to the first is a name that the question leaves to be found.
+KERNELS = 2 * SPANS
 
 
 class Words(NamedTuple):
@@ -27,12 +30,12 @@ class Words(NamedTuple):
     """
 
     tokens: Int[Array, "batch tokens"]
-    weights: Float[Array, "kernels batch texts tokens"]
+    weights: Float[Array, "spans batch texts tokens"]
 
 
 def weigh_words(
     tokens: Int[Array, "batch tokens"],
-    scores: Float[Array, "batch tokens kernels"],
+    scores: Float[Array, "batch tokens spans"],
     owner: Bool[Array, "batch texts tokens"],
 ) -> Words:
     """Texts with the softmax of scores for weights, made unit length.
@@ -44,19 +47,33 @@ def weigh_words(
     """
     shown = jnp.where(owner[None], jnp.moveaxis(scores, -1, 0)[:, :, None], -jnp.inf)
     highest = jnp.max(shown, axis=-1, keepdims=True, initial=jnp.finfo(scores.dtype).min)
-    weights = jnp.exp(shown - jax.lax.stop_gradient(highest))
-    words = Words(tokens, weights)
-    length = jnp.einsum("kbit,kbts,kbis->kbi", weights, _same(words, words), weights)
-    # The largest weight is 1, but the first of all tokens is in no pair: lengths may be 0.
-    return Words(tokens, weights * jax.lax.rsqrt(length + 1e-6)[..., None])
+    return _unit(Words(tokens, jnp.exp(shown - jax.lax.stop_gradient(highest))))
 
 
-def similarity(one: Words, other: Words) -> Float[Array, "batch texts others kernels"]:
+def similarity(one: Words, other: Words) -> Float[Array, "batch texts others spans"]:
     """Cosines of the vectors of texts, in [0, 1]."""
     return jnp.einsum("kbit,kbts,kbjs->bijk", one.weights, _same(one, other), other.weights)
 
 
-def _same(one: Words, other: Words) -> Float[Array, "kernels batch tokens others"]:
+def without(words: Words, text: Words) -> Words:
+    """What is left of texts without the words of another one, made unit length again.
+
+    Args:
+        words: texts.
+        text: a single one in each row.
+    """
+    in_text = jnp.any((_same(words, text) > 0) & (text.weights > 0), axis=-1)
+    return _unit(words._replace(weights=jnp.where(in_text[:, :, None], 0, words.weights)))
+
+
+def _unit(words: Words) -> Words:
+    """Vectors made unit length; zero where nothing is in them."""
+    weights = words.weights
+    length = jnp.einsum("kbit,kbts,kbis->kbi", weights, _same(words, words), weights)
+    return words._replace(weights=weights * jax.lax.rsqrt(length + 1e-6)[..., None])
+
+
+def _same(one: Words, other: Words) -> Float[Array, "spans batch tokens others"]:
     """Whether tokens are the same, and whether the ones before them are so too."""
     same = one.tokens[:, :, None] == other.tokens[:, None, :]
     pairs = same & jnp.pad(same, ((0, 0), (1, 0), (1, 0)))[:, :-1, :-1]

@@ -157,7 +157,13 @@ def test_some_readings_of_all():
 def test_readings_are_joined_one_after_the_other():
     whole = jax.device_get(small.reading())
     parts = [frozen.take_readings(whole, np.asarray(rows)) for rows in ([0], [1, 2], [3])]
-    small.assert_trees_equal(frozen.join_readings(iter(parts), 4), whole)
+    joined = frozen.join_readings(iter(parts), 4)
+    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), whole.evidence[:2])
+    small.assert_trees_equal(joined.evidence[:2], halved)
+    rest = whole._replace(evidence=whole.evidence[2:])
+    small.assert_trees_equal(joined._replace(evidence=joined.evidence[2:]), rest)
+    taken = frozen.take_readings(joined, np.arange(4))
+    assert taken.evidence.values.dtype == whole.evidence.values.dtype
     for count, message in ((3, "there are more than 3 questions"), (5, "are 4 questions, not 5")):
         with pytest.raises(ValueError, match=message):
             frozen.join_readings(parts, count)

@@ -17,7 +17,7 @@ from icorag_jax.rag.method import (
     count_parameters,
     predict_change,
 )
-from icorag_jax.rag.words import KERNELS
+from icorag_jax.rag.words import KERNELS, SPANS
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 change_of = jax.jit(predict_change, static_argnums=(0, 1))
@@ -157,10 +157,10 @@ def test_how_many_parameters_there_are():
     )
     pool = DECODER.hidden_size * 2 + 2 * DECODER.hidden_size * 4
     asked, read, rank, width = INTERFACE.question_features, INTERFACE.passage_features, 3, 16
-    words = DECODER.hidden_size * KERNELS
+    words = DECODER.hidden_size * SPANS
     shared = 2 * pool + words + 2 * 4 + 2 * 2 * width * rank + asked * read + rank**2
     assert counts["shared"] == shared
-    maps, frames, steps = read * (read + asked), rank * (asked + read), 2 * (KERNELS + 3)
+    maps, frames, steps = read * (read + asked), rank * (asked + read), 2 * (KERNELS + 2 + 1)
     assert counts["updater"] - shared == maps + frames + steps
 
 

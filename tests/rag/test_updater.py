@@ -122,7 +122,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     (layer,) = direct_layers(jnp.asarray(start_x, jnp.float32), jnp.ones(1))
     value = np.asarray(layer.value[0])  # [-W, I]
 
-    rates = np.asarray([0.3, 0.2, 0.5, 0.4])
+    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.4])
     keys, values = np.zeros((read, read)), np.zeros((read, asked))
     keys[:d, :d] = size * np.eye(d)
     values[:d] = size * value[:, :d].T
@@ -133,8 +133,8 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
 
     # The forms: `W` on x, `V` on the passages themselves, once a kernel, and `S` in frames.
     start_value = rng.normal(size=(rank, rank))
-    own = np.tile(np.eye(passages), KERNELS) * np.repeat(rates[1:3] / rates[0], passages)
-    z = np.concatenate([x, own, x @ to_keys[:d] * (rates[3] / rates[0])], axis=1)
+    own = np.tile(np.eye(passages), KERNELS) * np.repeat(rates[1:-1] / rates[0], passages)
+    z = np.concatenate([x, own, x @ to_keys[:d] * (rates[-1] / rates[0])], axis=1)
     blocks = (Block(asked, d + axes), Block(rank, rank))
     whole = np.zeros((asked + rank, d + axes + rank))
     whole[:asked, :d], whole[asked:, -rank:] = start_x, start_value
