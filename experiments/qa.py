@@ -62,8 +62,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             methods=(
                 "closed_book", "frozen", "shared", "blind", "updater", "updater_shuffled", "tta",
             ),
-            evidence_tokens=256, gold_steps=200, steps=100, tuning_questions=4, adaptation_steps=3,
-            adapted_questions=60, evaluation_batch=60,
+            evidence_tokens=256, gold_steps=150, gold_batch=48, steps=60, tuning_questions=4,
+            adaptation_steps=3, adapted_questions=60, evaluation_batch=60,
         ),
     },
     "paper": {
