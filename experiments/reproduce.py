@@ -36,6 +36,8 @@ EXPERIMENTS: Mapping[str, ModuleType] = {
 # The whole of these takes a while: `make reproduce` shows a part of it.
 _PRESET = {"boundary_sweep": "glance", "qa": "glance"}
 _LANES = 2
+# There is but one.
+PRESETS: Mapping[str, Mapping[str, Any]] = {"quick": {}}
 TITLE = "Retrieval-augmented generation as in-context optimization"
 
 
@@ -141,4 +143,4 @@ def section(name: str, folder: Path) -> Section:
 
 
 if __name__ == "__main__":
-    run_command(main, Config, {"quick": {}})
+    run_command(main, Config, PRESETS)

@@ -191,7 +191,8 @@ def take_readings(readings: Reading, rows: np.ndarray) -> Reading:
     evidence = take_evidence(readings.evidence, rows)
     dtype = readings.context.evidence_states.dtype
     evidence = evidence._replace(
-        keys=evidence.keys.astype(dtype), values=evidence.values.astype(dtype)
+        keys=evidence.keys.astype(dtype, copy=False),
+        values=evidence.values.astype(dtype, copy=False),
     )
     rest = jax.tree.map(lambda leaf: leaf[rows], readings._replace(evidence=None))
     return rest._replace(evidence=evidence)

@@ -181,7 +181,8 @@ class Interface(nn.Module):
         words, own = self._passage_words(read), self._question_words(asked)
         others = words if axes is read else self._passage_words(axes)
         with_question = similarity(own, words)[:, 0]
-        new, others_new = without(words, own), without(others, own)
+        new = without(words, own)
+        others_new = new if axes is read else without(others, own)
         shared = [similarity(others, words), similarity(others_new, new)]
         shared = _contrast(jnp.concatenate(shared, axis=-1), axes.present, read.present)
         shared = shared.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
@@ -252,8 +253,8 @@ def centre(
 
 
 def _standardize(
-    values: Float[Array, "batch passages kernels"], present: Bool[Array, "batch passages"]
-) -> Float[Array, "batch passages kernels"]:
+    values: Float[Array, "batch passages spans"], present: Bool[Array, "batch passages"]
+) -> Float[Array, "batch passages spans"]:
     """Values in their deviations over a question's passages from their mean."""
     centred = centre(values, present)
     variance = _mean(jnp.square(centred), present[..., None], 1)

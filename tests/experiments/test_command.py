@@ -55,9 +55,8 @@ def parsed(*args: str) -> Config:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_has_a_command_line(name, capsys):
     experiment = importlib.import_module(f"experiments.{name}")
-    presets = getattr(experiment, "PRESETS", {"quick": {}})  # reproduce has the quick ones
     with pytest.raises(SystemExit) as stopped:
-        run_command(experiment.main, experiment.Config, presets, ["--help"])
+        run_command(experiment.main, experiment.Config, experiment.PRESETS, ["--help"])
     assert stopped.value.code == 0
     assert "--out" in capsys.readouterr().out
 
