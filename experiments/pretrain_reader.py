@@ -44,7 +44,7 @@ _CURRICULUM = (
     Stage(ReadingConfig(passages=1, facts=2, fillers=0, related=0.5), 0.0, tokens=192, batch=12),
     Stage(ReadingConfig(passages=3, facts=2, fillers=1, related=0.5), 0.0, tokens=256, batch=10),
     Stage(ReadingConfig(passages=6, facts=2, fillers=1, related=0.5), 0.5, tokens=448, batch=8),
-    Stage(ReadingConfig(passages=10, facts=2, fillers=1, related=0.5), 0.5, tokens=512, batch=7),
+    Stage(ReadingConfig(passages=10, facts=2, fillers=1, related=0.8), 0.75, tokens=640, batch=6),
 )
 
 

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from experiments.support import qa_cost_report
 from experiments.support.command import run_command
 from experiments.support.qa_data import QaData, load_questions
-from experiments.support.qa_methods import Subject
 from experiments.support.qa_settings import QaMethods
+from experiments.support.qa_training import Subject
 from experiments.support.run_folder import open_run
 from icorag_jax.backbones.loading import load_backbone
 from icorag_jax.lm.decoder import unstack_layers

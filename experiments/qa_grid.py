@@ -16,10 +16,10 @@ import tyro
 from experiments.support import qa_grid_report
 from experiments.support.command import run_command
 from experiments.support.qa_data import QaData, load_questions
-from experiments.support.qa_methods import Subject
 from experiments.support.qa_run import run_cell, run_transfer
 from experiments.support.qa_settings import QaMethods
 from experiments.support.qa_tables import PAIRS, comparison_table, score_table
+from experiments.support.qa_training import Subject
 from experiments.support.retrievers import SingleRetriever
 from experiments.support.run_folder import open_run
 from icorag_jax.backbones.loading import backbone_names, load_backbone

@@ -6,17 +6,11 @@ import hashlib
 import numpy as np
 import pandas as pd
 
+from experiments.support.qa_answers import answer_questions, update_cosines
 from experiments.support.qa_data import QuestionSets
-from experiments.support.qa_methods import (
-    Subject,
-    Training,
-    answer_questions,
-    best_adaptation,
-    train_methods,
-    tune_adaptation,
-    update_cosines,
-)
 from experiments.support.qa_settings import MethodName
+from experiments.support.qa_training import Subject, Training, train_methods
+from experiments.support.qa_tuning import best_adaptation, tune_adaptation
 from experiments.support.run_folder import Run, RunFolderError
 from icorag_jax.rag.adaptation import AdaptationConfig
 

@@ -33,7 +33,11 @@ class QaMethods:
         evidence_tokens: of instruction and passages, at most.
         question_tokens: of a question, at most.
         answer_tokens: of an answer, at most.
-        gold_steps: see `icorag_jax.rag.learning.LearningConfig`.
+        answered_questions: training questions of each benchmark that the loss of answers is on,
+            the first ones; that of gold passages is on all. Of these the whole frozen model's
+            evidence is held in memory, 1.5 MB a question of the small backbones.
+        gold_steps: see `icorag_jax.rag.learning.LearningConfig`; none where no gold passages are
+            known.
         gold_batch: likewise.
         gold_rate: likewise.
         steps: likewise.
@@ -63,6 +67,7 @@ class QaMethods:
     evidence_tokens: int = 480
     question_tokens: int = 64
     answer_tokens: int = 12
+    answered_questions: int = 400
     gold_steps: int = 400
     gold_batch: int = 64
     gold_rate: float = 5e-3

@@ -3,6 +3,9 @@
 Evidence (instruction and passages) is read by the model before the question and apart from it, so a
 prompt is tokenized piece by piece: the instruction, each passage, the question. The tokens of a
 piece depend on nothing but the piece.
+
+The best passage stands last, next to the question: models read best what is at the ends of a prompt
+(Liu et al. 2024, *Lost in the middle*).
 """
 
 import dataclasses
@@ -51,10 +54,10 @@ class Prompt:
 
     Attributes:
         instruction: whole.
-        passages: in order, from the first; the last one may be cut at its end.
+        passages: the best first, whose tokens stand last; the worst may be cut at its end.
         question: whole.
-        cut_tokens: tokens that the last passage was cut by.
-        dropped: passages that are left out, all after those that are there.
+        cut_tokens: tokens that the worst passage was cut by.
+        dropped: passages that are left out, all worse than those that are there.
     """
 
     instruction: Piece
@@ -66,7 +69,7 @@ class Prompt:
     @property
     def evidence_tokens(self) -> Int[np.ndarray, " evidence"]:
         """Ids of the instruction and the passages, int32."""
-        return _concatenate([self.instruction, *self.passages])
+        return _concatenate([self.instruction, *reversed(self.passages)])
 
     @property
     def question_tokens(self) -> Int[np.ndarray, " question"]:
@@ -81,9 +84,9 @@ class Prompt:
     @property
     def passage_spans(self) -> Int[np.ndarray, "passages 2"]:
         """First position of each passage in the prompt, and the one after its last, int32."""
-        sizes = [len(piece.tokens) for piece in (self.instruction, *self.passages)]
+        sizes = [len(piece.tokens) for piece in (self.instruction, *reversed(self.passages))]
         ends = np.cumsum(sizes, dtype=np.int32)
-        return np.stack([ends[:-1], ends[1:]], axis=1)
+        return np.stack([ends[:-1], ends[1:]], axis=1)[::-1]
 
     @property
     def question_span(self) -> tuple[int, int]:
@@ -103,8 +106,8 @@ def make_prompt(
 ) -> Prompt:
     """Makes a prompt of at most `max_tokens` tokens.
 
-    Instruction and question are always whole. Passages follow in order for as long as they fit. The
-    first one that does not is cut at its end, between two characters and not before a combining
+    Instruction and question are always whole. Passages are taken in order for as long as they fit.
+    The first one that does not is cut at its end, between two characters and not before a combining
     mark (Unicode category M), if at least `min_passage_tokens` of its tokens are left; else it is
     dropped. All after it are dropped.
 

@@ -154,6 +154,7 @@ def answer_adapted(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("decoder", "layer"))
 def objective_reading(
     decoder: DecoderConfig,
     parameters: Parameters,

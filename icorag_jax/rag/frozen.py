@@ -6,12 +6,10 @@ read once; learning and test-time adaptation run the upper layers' question and 
 
 import dataclasses
 import functools
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -25,7 +23,7 @@ from icorag_jax.lm.decoder import (
     normalize_states,
     run_layers,
 )
-from icorag_jax.lm.evidence import prefill, take_evidence
+from icorag_jax.lm.evidence import prefill
 from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
 from icorag_jax.rag.batches import Batch
 from icorag_jax.rag.context import Context
@@ -55,15 +53,18 @@ def upper_decoder(
     decoder: DecoderConfig, parameters: Parameters, layer: int
 ) -> tuple[DecoderConfig, Parameters]:
     """The layers from `layer` on as a decoder of its own, layers stacked or unstacked."""
-    config = dataclasses.replace(
-        decoder,
-        num_hidden_layers=decoder.num_hidden_layers - layer,
-        windows=decoder.windows[layer:],
-    )
+    return _take_layers(decoder, parameters, slice(layer, None))
+
+
+def _take_layers(
+    decoder: DecoderConfig, parameters: Parameters, which: slice
+) -> tuple[DecoderConfig, Parameters]:
+    windows = decoder.windows[which]
+    config = dataclasses.replace(decoder, num_hidden_layers=len(windows), windows=windows)
     layers = parameters["layers"]
     if isinstance(layers, list):
-        return config, {**parameters, "layers": layers[layer:]}
-    return config, {**parameters, "layers": jax.tree.map(lambda leaf: leaf[layer:], layers)}
+        return config, {**parameters, "layers": layers[which]}
+    return config, {**parameters, "layers": jax.tree.map(lambda leaf: leaf[which], layers)}
 
 
 def read_evidence(
@@ -136,6 +137,24 @@ def read(decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer:
     return reading
 
 
+@functools.partial(jax.jit, static_argnames=("decoder", "layer"))
+def read_below(
+    decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int
+) -> Reading:
+    """`read` without the evidence of the upper layers, which the loss `gold` does without."""
+    lower, below = _take_layers(decoder, parameters, slice(layer))
+    rows = batch.evidence_tokens, batch.evidence_positions, batch.passage_of
+    tokens, positions, passages = (jnp.asarray(array) for array in rows)
+    states = embed(parameters, tokens)
+    cache = empty_cache(lower, *tokens.shape, states.dtype)
+    states, cache = run_layers(lower, below, states, positions, cache, layers=range(layer))
+    evidence = Evidence(cache.keys, cache.values, positions, passages)
+    reading, _ = read_rows(
+        lower, below, batch, evidence, states, layer=layer, slots=batch.tokens.shape[1]
+    )
+    return reading
+
+
 def upper_states(
     upper: DecoderConfig,
     parameters: Parameters,
@@ -183,71 +202,3 @@ def mean_where(
     """The mean of each row over some of its entries, 0 where there are none."""
     count = jnp.sum(where, axis=1, dtype=values.dtype)
     return jnp.sum(jnp.where(where, values, 0), axis=1) / jnp.maximum(count, 1)
-
-
-def take_readings(readings: Reading, rows: np.ndarray) -> Reading:
-    """Some rows of readings kept on the host, the evidence in the states' dtype."""
-    # In evidence, layers come before questions.
-    evidence = take_evidence(readings.evidence, rows)
-    dtype = readings.context.evidence_states.dtype
-    evidence = evidence._replace(
-        keys=evidence.keys.astype(dtype, copy=False),
-        values=evidence.values.astype(dtype, copy=False),
-    )
-    rest = jax.tree.map(lambda leaf: leaf[rows], readings._replace(evidence=None))
-    return rest._replace(evidence=evidence)
-
-
-def cut_evidence(evidence: Evidence, rows: int) -> Evidence:
-    """The first rows of evidence."""
-    return Evidence(
-        keys=evidence.keys[:, :, :rows],
-        values=evidence.values[:, :, :rows],
-        positions=evidence.positions[:, :rows],
-        passages=evidence.passages[:, :rows],
-    )
-
-
-def join_readings(parts: Iterable[Reading], count: int) -> Reading:
-    """Readings kept on the host as one batch; no part is held longer than it takes to copy it.
-
-    Keys and values, most of a reading, are kept in bfloat16: twice as many questions fit.
-
-    Args:
-        parts: of questions, one after the other.
-        count: of all questions.
-
-    Raises:
-        ValueError: there are fewer or more of them.
-    """
-    whole: Reading | None = None
-    done = 0
-    for part in parts:
-        size = part.tokens.shape[0]
-        if done + size > count:
-            raise ValueError(f"there are more than {count} questions")
-        if whole is None:
-            whole = jax.tree_util.tree_map_with_path(functools.partial(_room, count), part)
-        jax.tree_util.tree_map_with_path(functools.partial(_put, done), whole, part)
-        done += size
-    if whole is None or done < count:
-        raise ValueError(f"there are {done} questions, not {count}")
-    return whole
-
-
-def _layers_first(path: Any) -> bool:
-    return any(getattr(key, "name", None) in ("keys", "values") for key in path)
-
-
-def _room(count: int, path: Any, leaf: np.ndarray) -> np.ndarray:
-    """An array for as many questions."""
-    first = leaf.shape[:1] if _layers_first(path) else ()
-    dtype = jnp.bfloat16 if _layers_first(path) else leaf.dtype
-    return np.empty((*first, count, *leaf.shape[len(first) + 1 :]), dtype)
-
-
-def _put(start: int, path: Any, whole: np.ndarray, part: np.ndarray) -> None:
-    """Copies questions to their place."""
-    axis = int(_layers_first(path))
-    place = slice(start, start + part.shape[axis])
-    whole[(slice(None),) * axis + (place,)] = part

@@ -29,7 +29,14 @@ from jaxtyping import Array, Bool, Float
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag.context import TRAITS, Context
-from icorag_jax.rag.words import SPANS, Words, similarity, weigh_words, without
+from icorag_jax.rag.words import (
+    SPANS,
+    Words,
+    similarity,
+    similarity_within,
+    weigh_words,
+    without,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +186,15 @@ class Interface(nn.Module):
         question = self.question_pool(asked.question_states, is_question)[:, 0]
         pooled = self.passage_pool(read.evidence_states, passage_rows(read))
         words, own = self._passage_words(read), self._question_words(asked)
-        others = words if axes is read else self._passage_words(axes)
-        with_question = similarity(own, words)[:, 0]
         new = without(words, own)
-        others_new = new if axes is read else without(others, own)
-        shared = [similarity(others, words), similarity(others_new, new)]
+        if axes is read:
+            shared = [similarity_within(words), similarity_within(new)]
+        else:
+            others = self._passage_words(axes)
+            shared = [similarity(others, words), similarity(without(others, own), new)]
         shared = _contrast(jnp.concatenate(shared, axis=-1), axes.present, read.present)
         shared = shared.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
-        parts = [pooled, read.traits, _standardize(with_question, read.present)]
+        parts = [pooled, read.traits, _standardize(similarity(own, words)[:, 0], read.present)]
         passages = jnp.concatenate([*parts, jnp.ones_like(pooled[..., :1])], axis=-1)
         there = read.present[..., None]
         return Features(

@@ -1,7 +1,8 @@
 """Learning of the shared interface and of the updater, on answers of training questions.
 
 Where it is known which passages an answer needs, the interface also learns to prefer them; and at
-first nothing else, which does without the frozen model's upper layers and costs a tenth.
+first nothing else, which does without the frozen model's upper layers and costs a tenth. So there
+may be many more questions for these steps than for the others.
 
 The frozen model has read all questions before (`icorag_jax.rag.frozen`): a step differentiates the
 question and answer rows of the upper layers, and no more.
@@ -17,21 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
-from icorag_jax.rag.frozen import (
-    Reading,
-    cut_evidence,
-    take_readings,
-    token_losses,
-    upper_decoder,
-    upper_states,
-)
-from icorag_jax.rag.interface import passage_scores
-from icorag_jax.rag.method import MethodConfig, init_method, predict_state, state_edit
+from icorag_jax.rag.frozen import Reading
+from icorag_jax.rag.losses import LearningLosses, LossWeights, method_loss
+from icorag_jax.rag.method import MethodConfig, init_method
+from icorag_jax.rag.readings import Pool, cut_evidence
 from icorag_jax.training_checkpoints import open_checkpoints
 
 
@@ -86,25 +81,6 @@ class LearningState(NamedTuple):
     optimizer: Any
 
 
-class LearningLosses(NamedTuple):
-    """Of a step.
-
-    Attributes:
-        answers: mean cross entropy of answers, a question's tokens summed; 0 where it was not
-            computed.
-        penalty: mean square of the logit bias.
-        gold: see `gold_losses`; over the questions for which it says something.
-        exact: share of answers whose tokens are all the likeliest, likewise.
-        gradient_norm: before clipping.
-    """
-
-    answers: Float[Array, ""]
-    penalty: Float[Array, ""]
-    gold: Float[Array, ""]
-    exact: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
-
-
 def make_optimizer(config: LearningConfig) -> optax.GradientTransformation:
     """AdamW with clipped gradients, warm-up and a cosine, once for each kind of steps."""
 
@@ -124,94 +100,6 @@ def make_optimizer(config: LearningConfig) -> optax.GradientTransformation:
     )
 
 
-def answer_losses(
-    decoder: DecoderConfig, frozen: Parameters, reading: Reading, edit: Any
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
-    """Cross entropy of each answer, its tokens summed, and whether all were the likeliest.
-
-    Args:
-        decoder: from `upper_decoder`.
-        frozen: from `upper_decoder`.
-        reading: of questions with answers.
-        edit: how evidence is seen; None is the frozen model.
-    """
-    return score_answers(decoder, frozen, upper_states(decoder, frozen, reading, edit), reading)
-
-
-def score_answers(
-    decoder: DecoderConfig,
-    frozen: Parameters,
-    states: Float[Array, "batch tokens width"],
-    reading: Reading,
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
-    """`answer_losses` from final states."""
-    losses, hits = token_losses(decoder, frozen, states, reading.tokens)
-    where = reading.is_answer[:, 1:]
-    exact = jnp.all(hits | ~where, axis=1).astype(jnp.float32)
-    return jnp.sum(jnp.where(where, losses, 0), axis=1), exact
-
-
-def gold_losses(
-    scores: Float[Array, "batch passages"],
-    is_gold: Bool[Array, "batch passages"],
-    present: Bool[Array, "batch passages"],
-) -> tuple[Float[Array, "batch"], Bool[Array, "batch"]]:
-    """Cross entropy of the gold passages under the softmax of scores, their mean.
-
-    Args:
-        scores: of passages, `icorag_jax.rag.interface.passage_scores`.
-        is_gold: which are known to be needed.
-        present: which there are.
-
-    Returns:
-        The loss, and whether it says something: some passages are gold, and some are not.
-    """
-    shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
-    each = jnp.where(is_gold, -jax.nn.log_softmax(shown, axis=-1), 0)
-    says = is_gold.any(axis=1) & (present & ~is_gold).any(axis=1)
-    count = jnp.maximum(is_gold.sum(axis=1), 1).astype(scores.dtype)
-    return jnp.where(says, each.sum(axis=1) / count, 0), says
-
-
-def method_loss(
-    method: MethodConfig,
-    decoder: DecoderConfig,
-    config: LearningConfig,
-    frozen: Parameters,
-    parameters: Any,
-    reading: Reading,
-    *,
-    gold_alone: bool,
-) -> tuple[Float[Array, ""], LearningLosses]:
-    """What learning minimizes.
-
-    Args:
-        method: the method.
-        decoder: of the whole frozen model.
-        config: the weights of the losses.
-        frozen: the whole frozen model's parameters.
-        parameters: of the method.
-        reading: of questions with answers.
-        gold_alone: leave the loss of answers out.
-    """
-    features, state = predict_state(method, decoder, parameters, reading.context)
-    edit = state_edit(method, decoder, parameters, features, state)
-    penalty = jnp.mean(jnp.square(edit.logit_bias))
-    each, says = gold_losses(
-        passage_scores(features, state), reading.is_gold, reading.context.present
-    )
-    gold = each.sum() / jnp.maximum(says.sum(), 1).astype(each.dtype)
-    zero = jnp.float32(0)
-    if gold_alone:
-        # A penalty on biases would but shrink the gains of heads, which nothing else acts on here.
-        return config.gold_weight * gold, LearningLosses(zero, penalty, gold, zero, zero)
-    upper = upper_decoder(decoder, frozen, method.interface.layer)
-    losses, exact = answer_losses(*upper, reading, edit)
-    found = LearningLosses(losses.mean(), penalty, gold, exact.mean(), zero)
-    total = found.answers + config.bias_penalty * penalty + config.gold_weight * gold
-    return total, found
-
-
 @functools.partial(jax.jit, static_argnames=("method", "decoder", "config", "gold_alone"))
 def learning_step(
     method: MethodConfig,
@@ -225,8 +113,9 @@ def learning_step(
 ) -> tuple[LearningState, LearningLosses]:
     """One step of the optimizer; the state stays as it was where a gradient is not finite."""
     gradient = jax.value_and_grad(method_loss, argnums=4, has_aux=True)
+    weights = LossWeights(config.bias_penalty, config.gold_weight)
     (_, losses), slopes = gradient(
-        method, decoder, config, frozen, state.parameters, reading, gold_alone=gold_alone
+        method, decoder, weights, frozen, state.parameters, reading, gold_alone=gold_alone
     )
     norm = optax.tree.norm(slopes)
     with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
@@ -243,10 +132,10 @@ def learn(
     decoder: DecoderConfig,
     config: LearningConfig,
     frozen: Parameters,
-    readings: Reading,
+    gold: Pool,
+    answers: Pool,
     checkpoints: Path,
     *,
-    among: Int[np.ndarray, " questions"] | None = None,
     place: Callable[[Reading], Reading] = lambda reading: reading,
 ) -> tuple[Any, list[dict[str, int | float]]]:
     """Trains a method, going on from the last checkpoint if there is one.
@@ -256,9 +145,10 @@ def learn(
         decoder: of the frozen model.
         config: how it is trained.
         frozen: the frozen model's parameters.
-        readings: of all training questions, on the host.
+        gold: what the steps on the loss `gold` alone are on; for these, readings without the
+            evidence of the upper layers will do (`icorag_jax.rag.frozen.read_below`).
+        answers: what the other steps are on.
         checkpoints: folder of this training's states.
-        among: which of the readings are trained on; None for all.
         place: puts a batch on devices, as `icorag_jax.rag.placement.split_questions` does.
 
     Returns:
@@ -272,10 +162,8 @@ def learn(
     key = jax.random.key(config.seed)
     parameters = init_method(method, decoder, key)
     state = LearningState(jnp.int32(0), parameters, make_optimizer(config).init(parameters))
-    if among is None:
-        among = np.arange(readings.tokens.shape[0])
-    # Without keys and values, which the loss of gold passages does not need.
-    kept = readings._replace(evidence=cut_evidence(readings.evidence, 0))
+    kept = gold.readings._replace(evidence=cut_evidence(gold.readings.evidence, 0))
+    gold = gold._replace(readings=kept)
     rows: list[dict[str, int | float]] = []
     recent: list[LearningLosses] = []
     with open_checkpoints(checkpoints) as stored:
@@ -289,11 +177,8 @@ def learn(
         with tqdm(steps, initial=done, total=last, unit="step", desc=method.kind) as progress:
             for step in progress:
                 gold_alone = step < config.gold_steps
-                size = config.gold_batch if gold_alone else config.batch
-                picked = np.random.default_rng([config.seed, step]).choice(
-                    among, min(size, len(among)), replace=False
-                )
-                reading = place(take_readings(kept if gold_alone else readings, picked))
+                pool, size = (gold, config.gold_batch) if gold_alone else (answers, config.batch)
+                reading = place(pool.pick(size, (config.seed, step)))
                 state, losses = learning_step(
                     method, decoder, config, frozen, state, reading, gold_alone=gold_alone
                 )

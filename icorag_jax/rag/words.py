@@ -26,7 +26,8 @@ class Words(NamedTuple):
 
     Attributes:
         tokens: token ids of all rows.
-        weights: of each text's tokens, 0 elsewhere.
+        weights: of each different token of the rows where it comes first, 0 elsewhere; likewise of
+            pairs, by their second tokens.
     """
 
     tokens: Int[Array, "batch tokens"]
@@ -47,12 +48,23 @@ def weigh_words(
     """
     shown = jnp.where(owner[None], jnp.moveaxis(scores, -1, 0)[:, :, None], -jnp.inf)
     highest = jnp.max(shown, axis=-1, keepdims=True, initial=jnp.finfo(scores.dtype).min)
-    return _unit(Words(tokens, jnp.exp(shown - jax.lax.stop_gradient(highest))))
+    weights = jnp.exp(shown - jax.lax.stop_gradient(highest))
+    same = _same(tokens, tokens)
+    # Once for all: what comes after would grow with the square of the rows each time.
+    places = jax.nn.one_hot(jnp.argmax(same, axis=-1), tokens.shape[1], dtype=scores.dtype)
+    first = jnp.where(same, places, 0)
+    return _unit(Words(tokens, jnp.einsum("kbit,kbts->kbis", weights, first)))
 
 
 def similarity(one: Words, other: Words) -> Float[Array, "batch texts others spans"]:
     """Cosines of the vectors of texts, in [0, 1]."""
-    return jnp.einsum("kbit,kbts,kbjs->bijk", one.weights, _same(one, other), other.weights)
+    same = _same(one.tokens, other.tokens).astype(one.weights.dtype)
+    return jnp.einsum("kbit,kbts,kbjs->bijk", one.weights, same, other.weights)
+
+
+def similarity_within(words: Words) -> Float[Array, "batch texts texts spans"]:
+    """`similarity` of texts with each other, which takes far less."""
+    return jnp.einsum("kbit,kbjt->bijk", words.weights, words.weights)
 
 
 def without(words: Words, text: Words) -> Words:
@@ -62,19 +74,20 @@ def without(words: Words, text: Words) -> Words:
         words: texts.
         text: a single one in each row.
     """
-    in_text = jnp.any((_same(words, text) > 0) & (text.weights > 0), axis=-1)
+    in_text = jnp.any(_same(words.tokens, text.tokens) & (text.weights > 0), axis=-1)
     return _unit(words._replace(weights=jnp.where(in_text[:, :, None], 0, words.weights)))
 
 
 def _unit(words: Words) -> Words:
     """Vectors made unit length; zero where nothing is in them."""
-    weights = words.weights
-    length = jnp.einsum("kbit,kbts,kbis->kbi", weights, _same(words, words), weights)
-    return words._replace(weights=weights * jax.lax.rsqrt(length + 1e-6)[..., None])
+    length = jnp.sum(jnp.square(words.weights), axis=-1, keepdims=True)
+    return words._replace(weights=words.weights * jax.lax.rsqrt(length + 1e-6))
 
 
-def _same(one: Words, other: Words) -> Float[Array, "spans batch tokens others"]:
+def _same(
+    one: Int[Array, "batch tokens"], other: Int[Array, "batch others"]
+) -> Bool[Array, "spans batch tokens others"]:
     """Whether tokens are the same, and whether the ones before them are so too."""
-    same = one.tokens[:, :, None] == other.tokens[:, None, :]
+    same = one[:, :, None] == other[:, None, :]
     pairs = same & jnp.pad(same, ((0, 0), (1, 0), (1, 0)))[:, :-1, :-1]
-    return jnp.stack([same, pairs]).astype(one.weights.dtype)
+    return jnp.stack([same, pairs])

@@ -64,12 +64,13 @@ def test_spans_and_truncation(family, pairs, question, room, least):
     start, stop = prompt.question_span
     assert tuple(prompt.tokens[start:stop]) == asked.tokens and stop == len(prompt.tokens)
     assert prompt.passage_spans.shape == (len(prompt.passages), 2)
-    end = len(instruction.tokens)
+    # The best passage is next to the question, the worst one to the instruction.
+    end = start
     for (first, last), piece in zip(prompt.passage_spans, prompt.passages, strict=True):
-        assert first == end
+        assert last == end
         assert tuple(prompt.tokens[first:last]) == piece.tokens
-        end = last
-    assert end == start
+        end = first
+    assert end == len(instruction.tokens)
 
     # The rule, told anew: whole passages while they fit, then one that is cut, then none.
     whole = [tokenize_passage(tokenizer, template, passage) for passage in passages]

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 from experiments import qa, qa_cost, qa_grid
 from experiments.support import qa_run
-from experiments.support.qa_data import QaData
+from experiments.support.qa_data import QaData, load_questions
 from experiments.support.qa_settings import QaMethods
+from experiments.support.qa_training import Subject, Training
 from experiments.support.run_folder import RunFolderError
+from icorag_jax.backbones.loading import load_backbone
 from tests.small_backbones import write_backbone
 
 pytestmark = pytest.mark.slow
@@ -22,7 +25,7 @@ QUESTIONS = QaData(
 USE = QaMethods(
     pools=2, pool_features=3, rank=2, evidence_tokens=240, question_tokens=100, answer_tokens=4,
     gold_steps=1, gold_batch=2, steps=3, batch=2, tuning_questions=1, adaptation_steps=2,
-    adapted_questions=2, evaluation_batch=2,
+    adapted_questions=2, evaluation_batch=2, answered_questions=2,
 )  # fmt: skip
 
 
@@ -82,6 +85,27 @@ def test_another_backbone_of_the_same_name_is_refused(finished, tmp_path):
     config = dataclasses.replace(finished, backbone=str(folder), resume=True)
     with pytest.raises(RunFolderError, match="holds another run"):
         qa.main(config)
+
+
+def test_answers_are_learned_from_the_first_questions_and_gold_passages_from_all(
+    backbone, tmp_path
+):
+    sets = load_questions(QUESTIONS, tmp_path)
+    subject = Subject(load_backbone(backbone, jnp.float32), USE, QUESTIONS.passages)
+    training = Training(subject, sets.train)
+    tokens = subject.batch([*sets.train["single_fact"], *sets.train["bridge"]], answers=True).tokens
+
+    def rows(pool):
+        return pool.readings.tokens[pool.among].tolist()
+
+    assert rows(training.answers(["bridge"])) == tokens[3:5].tolist()
+    assert rows(training.answers(sets.train)) == tokens[[0, 1, 3, 4]].tolist()
+    found = np.asarray([any(asked.gold) for part in sets.train.values() for asked in part])
+    few = np.asarray([not all(asked.gold) for part in sets.train.values() for asked in part])
+    assert found.sum() > 3
+    assert rows(training.gold(sets.train)) == tokens[found & few].tolist()
+    assert rows(training.gold(["bridge"])) == tokens[3:][(found & few)[3:]].tolist()
+    assert not training.gold(["bridge"]).readings.evidence.keys.size
 
 
 def test_nothing_to_train_on_is_an_error(backbone, tmp_path):

@@ -13,6 +13,7 @@ from icorag_jax.rag import adaptation, frozen
 from icorag_jax.rag.adaptation import LABEL_FREE, AdaptationConfig, adapt, slot
 from icorag_jax.rag.batches import cloze_rows
 from icorag_jax.rag.method import Method, predict_state, state_edit
+from icorag_jax.rag.readings import take_readings
 
 FROZEN = small.parameters()
 SHARED = small.drawn("shared")
@@ -122,7 +123,7 @@ def test_steps_follow_one_another_and_queries_are_apart(objective):
 def test_a_batch_in_another_order(objective):
     order = np.asarray([2, 3, 1, 0])
     reading, rows = (
-        frozen.take_readings(jax.device_get(kept), order) for kept in (READING, rows_of(objective))
+        take_readings(jax.device_get(kept), order) for kept in (READING, rows_of(objective))
     )
     trajectory, losses = run(objective)
     turned, others = run(objective, reading=reading, rows=rows)
@@ -236,7 +237,7 @@ class TestSlot:
         other = frozen.read(DECODER, FROZEN, small.other_answers(small.batch()), layer=LAYER)
         small.assert_trees_equal(compiled_slot(config("question"), other), found)
         order = np.asarray([2, 3, 1, 0])
-        turned = frozen.take_readings(jax.device_get(READING), order)
+        turned = take_readings(jax.device_get(READING), order)
         for one, leaf in zip(compiled_slot(config("question"), turned), found, strict=True):
             np.testing.assert_allclose(one, leaf[:, order], atol=1e-5)
 

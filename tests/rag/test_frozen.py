@@ -15,7 +15,7 @@ from small import DECODER, LAYER
 from icorag_jax.lm import decoder
 from icorag_jax.lm.evidence import prefill_rows
 from icorag_jax.rag import frozen
-from icorag_jax.rag.learning import answer_losses
+from icorag_jax.rag.losses import answer_losses
 
 FROZEN = small.parameters()
 
@@ -137,33 +137,9 @@ def test_means_over_some_entries(seed):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_some_readings_of_all():
-    readings = jax.device_get(small.reading(jnp.bfloat16))
-    found = frozen.take_readings(readings, np.asarray([2, 0, 2]))
-    small.assert_trees_equal(
-        found.context, jax.tree.map(lambda leaf: leaf[[2, 0, 2]], readings.context)
-    )
-    for name in ("tokens", "positions", "is_answer"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(readings, name)[[2, 0, 2]])
-    for name, axis in (("keys", 1), ("values", 1), ("positions", 0), ("passages", 0)):
-        one, every = getattr(found.evidence, name), getattr(readings.evidence, name)
-        for place, row in enumerate((2, 0, 2)):
-            np.testing.assert_array_equal(
-                one.take(place, axis=axis).astype(np.float32),
-                every.take(row, axis=axis).astype(np.float32),
-            )
-
-
-def test_readings_are_joined_one_after_the_other():
-    whole = jax.device_get(small.reading())
-    parts = [frozen.take_readings(whole, np.asarray(rows)) for rows in ([0], [1, 2], [3])]
-    joined = frozen.join_readings(iter(parts), 4)
-    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), whole.evidence[:2])
-    small.assert_trees_equal(joined.evidence[:2], halved)
-    rest = whole._replace(evidence=whole.evidence[2:])
-    small.assert_trees_equal(joined._replace(evidence=joined.evidence[2:]), rest)
-    taken = frozen.take_readings(joined, np.arange(4))
-    assert taken.evidence.values.dtype == whole.evidence.values.dtype
-    for count, message in ((3, "there are more than 3 questions"), (5, "are 4 questions, not 5")):
-        with pytest.raises(ValueError, match=message):
-            frozen.join_readings(parts, count)
+def test_below_the_interface_is_all_that_reading_knows_but_for_the_evidence_above():
+    found = frozen.read_below(DECODER, FROZEN, small.batch(), layer=LAYER)
+    whole = small.reading()
+    assert found.evidence.keys.size == found.evidence.values.size == 0
+    small.assert_trees_equal(found._replace(evidence=None), whole._replace(evidence=None))
+    small.assert_trees_equal(found.evidence[2:], whole.evidence[2:])

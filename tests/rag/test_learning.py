@@ -1,4 +1,4 @@
-"""Learning: what it minimizes, what a step may not do, and that it goes on where it was killed."""
+"""Learning: what a step may not do, and that it goes on where it was killed."""
 
 import dataclasses
 import functools
@@ -11,9 +11,10 @@ import small
 from small import DECODER
 
 from icorag_jax.rag import frozen, learning
-from icorag_jax.rag.interface import InterfaceConfig, passage_scores
+from icorag_jax.rag.interface import InterfaceConfig
 from icorag_jax.rag.learning import LearningConfig, LearningState, learn
-from icorag_jax.rag.method import predict_change, predict_state
+from icorag_jax.rag.method import predict_change
+from icorag_jax.rag.readings import Pool, take_readings
 from icorag_jax.training_checkpoints import TrainingCheckpoints
 
 FROZEN, READINGS = small.parameters(), jax.device_get(small.reading())
@@ -26,7 +27,8 @@ METHOD = small.method("updater")
 
 
 def train(folder, config=CONFIG, method=METHOD, **options):
-    return learn(method, DECODER, config, FROZEN, READINGS, folder, **options)
+    pool = Pool(READINGS)
+    return learn(method, DECODER, config, FROZEN, pool, pool, folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def start(kind="updater"):
 
 def test_a_step_without_a_finite_gradient_changes_nothing():
     state = start()
-    picked = frozen.take_readings(READINGS, np.asarray([0, 1, 2]))
+    picked = take_readings(READINGS, np.asarray([0, 1, 2]))
     step = functools.partial(learning.learning_step, METHOD, DECODER, CONFIG, FROZEN)
     states = picked.context.question_states.copy()
     states[1, 0] = np.nan
@@ -166,19 +168,6 @@ def test_nothing_but_bad_batches_is_an_error(tmp_path):
         train(tmp_path, place=poison({2, 3}))
 
 
-def test_the_loss_of_gold_passages():
-    scores = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    present = np.asarray([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [0] * 4], bool)
-    gold = np.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0] * 4], bool)
-    losses, says = learning.gold_losses(*map(jnp.asarray, (scores, gold, present)))
-    # Without a gold passage, and with nothing but gold ones, there is nothing to learn.
-    np.testing.assert_array_equal(says, [True, False, True, False, False])
-    for row in range(5):
-        shares = np.exp(scores[row].astype(np.float64)) * present[row]
-        expected = -np.log(shares[gold[row]] / shares.sum()).mean() if says[row] else 0
-        np.testing.assert_allclose(losses[row], expected, atol=1e-6)
-
-
 def test_gold_passages_are_learned_before_all_else(tmp_path, trained):
     config = dataclasses.replace(CONFIG, gold_steps=30, steps=2, checkpoint_every=10, gold_rate=0.1)
     _, history = train(tmp_path, config)
@@ -186,50 +175,28 @@ def test_gold_passages_are_learned_before_all_else(tmp_path, trained):
     assert history[2]["gold"] < 0.5 * history[0]["gold"]
 
 
-def test_steps_on_gold_passages_are_those_of_the_loss_without_answers():
-    state = start()
-    gold = functools.partial(
-        learning.method_loss, METHOD, DECODER, CONFIG, FROZEN, reading=small.reading()
-    )
-    losses, slopes = jax.jit(
-        jax.value_and_grad(lambda p: gold(p, gold_alone=True)[0])
-    )(state.parameters)  # fmt: skip
-    _, terms = jax.jit(lambda p: gold(p, gold_alone=False))(state.parameters)
-    np.testing.assert_allclose(losses, CONFIG.gold_weight * terms.gold, rtol=1e-4)
-    assert not slopes["interface"]["gain"].any()
-    assert not slopes["interface"]["value_read"].any()
-    assert np.abs(slopes["updater"]["step_sizes"]).max() > 0
+def test_gold_passages_are_learned_on_a_pool_of_their_own(tmp_path, monkeypatch):
+    """Of readings without evidence, which other steps never see."""
+    below = jax.device_get(frozen.read_below(DECODER, FROZEN, small.batch(), layer=small.LAYER))
+    config = dataclasses.replace(CONFIG, gold_steps=2, gold_batch=2, steps=2)
+    seen = []
+
+    def place(reading):
+        seen.append((reading.tokens.shape[0], reading.evidence.keys.shape[0]))
+        return reading
+
+    gold, answers = Pool(below, np.asarray([0, 2])), Pool(READINGS)
+    learn(METHOD, DECODER, config, FROZEN, gold, answers, tmp_path, place=place)
+    upper = DECODER.num_hidden_layers - small.LAYER
+    assert seen == [(2, 0)] * 2 + [(3, upper)] * 2
 
 
-def test_the_loss_is_that_of_answers_of_gold_passages_and_a_penalty_on_biases():
-    """Against NumPy, from the edit and the losses that other tests hold."""
-    reading, parameters = small.reading(), small.drawn("updater")
-    config = dataclasses.replace(CONFIG, bias_penalty=0.25, gold_weight=0.7)
-
-    @jax.jit
-    def loss(parameters):
-        return learning.method_loss(
-            METHOD, DECODER, config, FROZEN, parameters, reading, gold_alone=False
-        )
-
-    @jax.jit
-    def answers(edit):
-        upper = frozen.upper_decoder(DECODER, FROZEN, small.LAYER)
-        return learning.answer_losses(*upper, reading, edit)
-
-    total, found = loss(parameters)
-    edit = small.edit("updater")
-    losses, exact = answers(edit)
-    penalty = np.square(np.asarray(edit.logit_bias, np.float64)).mean()
-    np.testing.assert_allclose(found.answers, np.mean(losses), rtol=1e-5)
-    np.testing.assert_allclose(found.penalty, penalty, rtol=1e-4)
-    assert found.exact == np.mean(exact)
-    features, state = predict_state(METHOD, DECODER, parameters, reading.context)
-    gold, says = learning.gold_losses(
-        passage_scores(features, state), reading.is_gold, reading.context.present
-    )
-    assert says.sum() >= 2
-    gold = np.asarray(gold)[np.asarray(says)].mean()
-    np.testing.assert_allclose(found.gold, gold, rtol=1e-4)
-    expected = np.mean(losses) + 0.25 * penalty + 0.7 * gold
-    np.testing.assert_allclose(total, expected, rtol=1e-4)
+def test_without_answers_the_pool_makes_no_difference(tmp_path):
+    """Steps on gold passages need nothing of the upper layers."""
+    below = jax.device_get(frozen.read_below(DECODER, FROZEN, small.batch(), layer=small.LAYER))
+    config = dataclasses.replace(CONFIG, gold_steps=4, steps=0)
+    found = [
+        learn(METHOD, DECODER, config, FROZEN, Pool(gold), Pool(READINGS), tmp_path / name)
+        for name, gold in (("below", below), ("whole", READINGS))
+    ]
+    small.assert_trees_equal(*(parameters for parameters, _ in found))

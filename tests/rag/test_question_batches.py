@@ -43,10 +43,11 @@ def test_rows_are_the_pieces_one_after_another(answers):
     for row, asked in enumerate(small.questions()):
         instruction, passages, question = pieces_of(asked)
         passages = passages[: BATCH.passages]
-        evidence = instruction + [token for passage in passages for token in passage]
-        owners = [-1] * len(instruction)
-        for number, passage in enumerate(passages):
-            owners += [number] * len(passage)
+        # The best passage comes last.
+        evidence, owners = list(instruction), [-1] * len(instruction)
+        for number in reversed(range(len(passages))):
+            evidence += passages[number]
+            owners += [number] * len(passages[number])
         padding = BATCH.evidence_tokens - len(evidence)
         assert batch.evidence_tokens[row].tolist() == evidence + [0] * padding
         assert batch.evidence_positions[row].tolist() == [*range(len(evidence)), *[-1] * padding]

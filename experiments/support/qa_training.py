@@ -1,0 +1,162 @@
+"""Training of every method on questions with their passages."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+from tqdm import tqdm
+
+from experiments.support.qa_settings import QaMethods
+from icorag_jax.backbones.loading import Backbone
+from icorag_jax.files import write_atomically
+from icorag_jax.rag.batches import Batch, BatchConfig, make_batch
+from icorag_jax.rag.frozen import Reading, read, read_below
+from icorag_jax.rag.learning import learn
+from icorag_jax.rag.method import Kind
+from icorag_jax.rag.readings import Pool, join_readings, take_readings
+from icorag_jax.rag.storage import StoredMethod, load_method, save_method
+from icorag_jax.retrieval.retrieved import RetrievedQuestion
+
+Questions = Sequence[RetrievedQuestion]
+READ_AT_ONCE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A frozen model with the settings that it is asked under.
+
+    Attributes:
+        backbone: the model.
+        settings: of the methods.
+        passages: of a question, at most.
+    """
+
+    backbone: Backbone
+    settings: QaMethods
+    passages: int
+
+    @property
+    def layer(self) -> int:
+        """The interface's first layer."""
+        return self.settings.first_layer(self.backbone.model.config)
+
+    def batch(
+        self, questions: Questions, *, answers: bool, sizes: BatchConfig | None = None
+    ) -> Batch:
+        """Questions as arrays."""
+        return make_batch(
+            sizes or self.settings.batch_config(self.passages),
+            self.backbone.model.config,
+            self.backbone.tokenizer,
+            self.backbone.template,
+            questions,
+            answers=answers,
+        )
+
+
+class Training:
+    """Training questions by benchmark, read by the frozen model when that is first needed."""
+
+    def __init__(self, subject: Subject, questions: Mapping[str, Questions]):
+        """Those questions.
+
+        Args:
+            subject: the model that reads them.
+            questions: by benchmark.
+        """
+        self.subject, self.questions = subject, questions
+
+    def answers(self, names: Collection[str]) -> Pool:
+        """The first questions of each of some benchmarks, for the loss of answers."""
+        count = self.subject.settings.answered_questions
+        first = {name: part[:count] for name, part in self.questions.items()}
+        return Pool(self._readings, _among(first, names))
+
+    def gold(self, names: Collection[str]) -> Pool:
+        """All questions of some benchmarks of which a gold passage was found, for that loss.
+
+        Where the retriever has found all passages or none of the gold ones, there is no loss.
+        """
+        among = _among(self.questions, names)
+        known, present = self._below.is_gold[among], self._below.context.present[among]
+        return Pool(self._below, among[known.any(axis=1) & (present & ~known).any(axis=1)])
+
+    @functools.cached_property
+    def _readings(self) -> Reading:
+        count = self.subject.settings.answered_questions
+        some = [asked for part in self.questions.values() for asked in part[:count]]
+        return self._read(read, some)
+
+    @functools.cached_property
+    def _below(self) -> Reading:
+        every = [asked for part in self.questions.values() for asked in part]
+        return self._read(read_below, every)
+
+    def _read(self, reader: Callable[..., Reading], questions: Questions) -> Reading:
+        """Readings of questions with their answers, on the host."""
+        return join_readings(self._parts(reader, questions), len(questions))
+
+    def _parts(self, reader: Callable[..., Reading], questions: Questions) -> Iterator[Reading]:
+        model = self.subject.backbone.model
+        size = min(READ_AT_ONCE, len(questions))
+        with tqdm(total=len(questions), unit="question", desc=reader.__name__) as progress:
+            for start in range(0, len(questions), size):
+                some = list(questions[start : start + size])
+                # The last batch is filled up, so that one program serves all.
+                filled = some + some[:1] * (size - len(some))
+                batch = self.subject.batch(filled, answers=True)
+                reading = jax.device_get(
+                    reader(model.config, model.parameters, batch, layer=self.subject.layer)
+                )
+                yield take_readings(reading, np.arange(len(some)))
+                progress.update(len(some))
+
+
+def _among(
+    questions: Mapping[str, Questions], names: Collection[str]
+) -> Int[np.ndarray, " questions"]:
+    """Which of all questions, one benchmark after the other, are of some benchmarks."""
+    owners = [name for name, part in questions.items() for _ in part]
+    return np.flatnonzero([owner in names for owner in owners])
+
+
+def train_methods(
+    training: Training, names: Collection[str], kinds: Sequence[Kind], folder: Path
+) -> dict[Kind, StoredMethod]:
+    """Trains methods, or loads what was trained before.
+
+    Args:
+        training: all training questions.
+        names: the benchmarks that are trained on.
+        kinds: what is trained.
+        folder: of methods and their checkpoints.
+    """
+    found: dict[Kind, StoredMethod] = {}
+    subject = training.subject
+    model, settings = subject.backbone.model, subject.settings
+    for kind in kinds:
+        path = folder / kind
+        if not path.exists():
+            config = settings.method_config(kind, model.config, subject.passages)
+            gold, answers = training.gold(names), training.answers(names)
+            learning = settings.learning_config()
+            if gold.among is not None and not gold.among.size:
+                learning = dataclasses.replace(learning, gold_steps=0)
+            parameters, losses = learn(
+                config, model.config, learning, model.parameters, gold, answers,
+                folder / "checkpoints" / kind,
+            )  # fmt: skip
+            stored = StoredMethod(
+                config, settings.batch_config(subject.passages), parameters,
+                subject.backbone.fingerprint,
+            )  # fmt: skip
+            table = pd.DataFrame(losses).assign(kind=kind)
+            write_atomically(folder / f"losses_{kind}.csv", table.to_csv(index=False).encode())
+            save_method(path, stored)
+        found[kind] = load_method(path, model.config, subject.backbone.fingerprint)
+    return found

@@ -1,0 +1,132 @@
+"""What learning minimizes: the loss of answers, that of gold passages, a penalty on the bias."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from icorag_jax.checkpoint import Parameters
+from icorag_jax.lm.config import DecoderConfig
+from icorag_jax.rag.frozen import Reading, token_losses, upper_decoder, upper_states
+from icorag_jax.rag.interface import passage_scores
+from icorag_jax.rag.method import MethodConfig, predict_state, state_edit
+
+
+class LossWeights(NamedTuple):
+    """How much each loss counts beside that of answers.
+
+    Attributes:
+        bias: the mean square of the logit bias.
+        gold: see `gold_losses`.
+    """
+
+    bias: float
+    gold: float
+
+
+class LearningLosses(NamedTuple):
+    """Of a step.
+
+    Attributes:
+        answers: mean cross entropy of answers, a question's tokens summed; 0 where it was not
+            computed.
+        penalty: mean square of the logit bias.
+        gold: see `gold_losses`; over the questions for which it says something.
+        exact: share of answers whose tokens are all the likeliest, likewise.
+        gradient_norm: before clipping.
+    """
+
+    answers: Float[Array, ""]
+    penalty: Float[Array, ""]
+    gold: Float[Array, ""]
+    exact: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+def answer_losses(
+    decoder: DecoderConfig, frozen: Parameters, reading: Reading, edit: Any
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """Cross entropy of each answer, its tokens summed, and whether all were the likeliest.
+
+    Args:
+        decoder: from `upper_decoder`.
+        frozen: from `upper_decoder`.
+        reading: of questions with answers.
+        edit: how evidence is seen; None is the frozen model.
+    """
+    return score_answers(decoder, frozen, upper_states(decoder, frozen, reading, edit), reading)
+
+
+def score_answers(
+    decoder: DecoderConfig,
+    frozen: Parameters,
+    states: Float[Array, "batch tokens width"],
+    reading: Reading,
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """`answer_losses` from final states."""
+    losses, hits = token_losses(decoder, frozen, states, reading.tokens)
+    where = reading.is_answer[:, 1:]
+    exact = jnp.all(hits | ~where, axis=1).astype(jnp.float32)
+    return jnp.sum(jnp.where(where, losses, 0), axis=1), exact
+
+
+def gold_losses(
+    scores: Float[Array, "batch passages"],
+    is_gold: Bool[Array, "batch passages"],
+    present: Bool[Array, "batch passages"],
+) -> tuple[Float[Array, "batch"], Bool[Array, "batch"]]:
+    """Cross entropy of the gold passages under the softmax of scores, their mean.
+
+    Args:
+        scores: of passages, `icorag_jax.rag.interface.passage_scores`.
+        is_gold: which are known to be needed.
+        present: which there are.
+
+    Returns:
+        The loss, and whether it says something: some passages are gold, and some are not.
+    """
+    shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
+    each = jnp.where(is_gold, -jax.nn.log_softmax(shown, axis=-1), 0)
+    says = is_gold.any(axis=1) & (present & ~is_gold).any(axis=1)
+    count = jnp.maximum(is_gold.sum(axis=1), 1).astype(scores.dtype)
+    return jnp.where(says, each.sum(axis=1) / count, 0), says
+
+
+def method_loss(
+    method: MethodConfig,
+    decoder: DecoderConfig,
+    weights: LossWeights,
+    frozen: Parameters,
+    parameters: Any,
+    reading: Reading,
+    *,
+    gold_alone: bool,
+) -> tuple[Float[Array, ""], LearningLosses]:
+    """What learning minimizes.
+
+    Args:
+        method: the method.
+        decoder: of the whole frozen model.
+        weights: of the losses.
+        frozen: the whole frozen model's parameters.
+        parameters: of the method.
+        reading: of questions with answers.
+        gold_alone: leave the loss of answers out.
+    """
+    features, state = predict_state(method, decoder, parameters, reading.context)
+    edit = state_edit(method, decoder, parameters, features, state)
+    penalty = jnp.mean(jnp.square(edit.logit_bias))
+    each, says = gold_losses(
+        passage_scores(features, state), reading.is_gold, reading.context.present
+    )
+    gold = each.sum() / jnp.maximum(says.sum(), 1).astype(each.dtype)
+    zero = jnp.float32(0)
+    if gold_alone:
+        # A penalty on biases would but shrink the gains of heads, which nothing else acts on here.
+        return weights.gold * gold, LearningLosses(zero, penalty, gold, zero, zero)
+    upper = upper_decoder(decoder, frozen, method.interface.layer)
+    losses, exact = answer_losses(*upper, reading, edit)
+    found = LearningLosses(losses.mean(), penalty, gold, exact.mean(), zero)
+    total = found.answers + weights.bias * penalty + weights.gold * gold
+    return total, found
