@@ -127,22 +127,22 @@ def _trajectory_scores_of(
         )
         states = upper_states(*upper, reading, None)
 
-        def score(delta: Array) -> Array:
+        def score_delta(delta: Array) -> Array:
             moved = states + delta[:, None].astype(states.dtype)
             return jnp.stack(score_answers(*upper, moved, reading))
 
-        scores = jax.lax.map(score, deltas)
+        scores = jax.lax.map(score_delta, deltas)
     else:
         features, trajectory, _ = adapt(
             config, method, decoder, parameters, method_parameters, reading, objective,
             learning_rate,
         )  # fmt: skip
 
-        def score(state: Any) -> Array:
+        def score_state(state: Any) -> Array:
             edit = state_edit(method, decoder, method_parameters, features, state)
             return jnp.stack(answer_losses(*upper, reading, edit))
 
-        scores = jax.lax.map(score, trajectory)
+        scores = jax.lax.map(score_state, trajectory)
     return jnp.moveaxis(scores, 0, 1)
 
 

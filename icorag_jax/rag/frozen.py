@@ -146,7 +146,7 @@ def read_below(
     rows = batch.evidence_tokens, batch.evidence_positions, batch.passage_of
     tokens, positions, passages = (jnp.asarray(array) for array in rows)
     states = embed(parameters, tokens)
-    cache = empty_cache(lower, *tokens.shape, states.dtype)
+    cache = empty_cache(lower, tokens.shape[0], tokens.shape[1], states.dtype)
     states, cache = run_layers(lower, below, states, positions, cache, layers=range(layer))
     evidence = Evidence(cache.keys, cache.values, positions, passages)
     reading, _ = read_rows(
