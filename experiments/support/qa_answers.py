@@ -11,7 +11,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from experiments.support.qa_settings import MethodName
-from experiments.support.qa_training import Questions, Subject
+from experiments.support.qa_training import Questions, Subject, fill_batches
 from icorag_jax.data.answers import exact_match, token_f1
 from icorag_jax.rag.adaptation import AdaptationConfig
 from icorag_jax.rag.answering import Answers, answer_adapted, answer_prepared, prepare
@@ -38,10 +38,8 @@ def answer_questions(
     rows = []
     size = min(settings.evaluation_batch, len(questions))
     with tqdm(total=len(questions), unit="question", desc="answer") as progress:
-        for start in range(0, len(questions), size):
-            some = list(questions[start : start + size])
-            filled = some + some[:1] * (size - len(some))
-            adapted = start < settings.adapted_questions
+        for number, (some, filled) in enumerate(fill_batches(questions, size)):
+            adapted = number * size < settings.adapted_questions
             for name, answers in _answers(subject, methods, adaptations, filled, adapted):
                 for asked, text in zip(some, _texts(subject, answers), strict=False):
                     rows.append({"id": asked.question.id, "method": name, **_row(asked, text)})

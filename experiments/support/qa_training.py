@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
@@ -17,6 +18,7 @@ from icorag_jax.files import write_atomically
 from icorag_jax.rag.batches import Batch, BatchConfig, make_batch
 from icorag_jax.rag.frozen import Reading, read, read_below
 from icorag_jax.rag.learning import learn
+from icorag_jax.rag.losses import has_gold_loss
 from icorag_jax.rag.method import Kind
 from icorag_jax.rag.readings import Pool, join_readings, take_readings
 from icorag_jax.rag.storage import StoredMethod, load_method, save_method
@@ -78,13 +80,11 @@ class Training:
         return Pool(self._readings, _among(first, names))
 
     def gold(self, names: Collection[str]) -> Pool:
-        """All questions of some benchmarks of which a gold passage was found, for that loss.
-
-        Where the retriever has found all passages or none of the gold ones, there is no loss.
-        """
+        """All questions of some benchmarks for which there is a loss of gold passages."""
         among = _among(self.questions, names)
         known, present = self._below.is_gold[among], self._below.context.present[among]
-        return Pool(self._below, among[known.any(axis=1) & (present & ~known).any(axis=1)])
+        says = has_gold_loss(jnp.asarray(known), jnp.asarray(present))
+        return Pool(self._below, among[np.asarray(says)])
 
     @functools.cached_property
     def _readings(self) -> Reading:
@@ -105,16 +105,23 @@ class Training:
         model = self.subject.backbone.model
         size = min(READ_AT_ONCE, len(questions))
         with tqdm(total=len(questions), unit="question", desc=reader.__name__) as progress:
-            for start in range(0, len(questions), size):
-                some = list(questions[start : start + size])
-                # The last batch is filled up, so that one program serves all.
-                filled = some + some[:1] * (size - len(some))
+            for some, filled in fill_batches(questions, size):
                 batch = self.subject.batch(filled, answers=True)
                 reading = jax.device_get(
                     reader(model.config, model.parameters, batch, layer=self.subject.layer)
                 )
                 yield take_readings(reading, np.arange(len(some)))
                 progress.update(len(some))
+
+
+def fill_batches(questions: Questions, size: int) -> Iterator[tuple[Questions, Questions]]:
+    """Some questions after the other, and the same ones as many as `size`.
+
+    The last ones are filled up with one of them, so that one program serves all.
+    """
+    for start in range(0, len(questions), size):
+        some = list(questions[start : start + size])
+        yield some, some + some[:1] * (size - len(some))
 
 
 def _among(

@@ -71,6 +71,13 @@ def score_answers(
     return jnp.sum(jnp.where(where, losses, 0), axis=1), exact
 
 
+def has_gold_loss(
+    is_gold: Bool[Array, "batch passages"], present: Bool[Array, "batch passages"]
+) -> Bool[Array, "batch"]:
+    """Whether `gold_losses` say something: some passages are gold, and some are not."""
+    return is_gold.any(axis=1) & (present & ~is_gold).any(axis=1)
+
+
 def gold_losses(
     scores: Float[Array, "batch passages"],
     is_gold: Bool[Array, "batch passages"],
@@ -84,11 +91,11 @@ def gold_losses(
         present: which there are.
 
     Returns:
-        The loss, and whether it says something: some passages are gold, and some are not.
+        The loss, and whether it says something, `has_gold_loss`.
     """
     shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
     each = jnp.where(is_gold, -jax.nn.log_softmax(shown, axis=-1), 0)
-    says = is_gold.any(axis=1) & (present & ~is_gold).any(axis=1)
+    says = has_gold_loss(is_gold, present)
     count = jnp.maximum(is_gold.sum(axis=1), 1).astype(scores.dtype)
     return jnp.where(says, each.sum(axis=1) / count, 0), says
 

@@ -112,10 +112,15 @@ def fresh(kind: Kind) -> Any:
 @functools.cache
 def drawn(kind: Kind, seed: int = 0, scale: float = 0.5) -> Any:
     """Parameters of a method with noise on all of them, so that it does something."""
+    return add_noise(fresh(kind), seed, scale)
+
+
+def add_noise(parameters: Any, seed: int, scale: float) -> Any:
+    """Parameters with noise on all of them."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32),
-        fresh(kind),
+        parameters,
     )
 
 

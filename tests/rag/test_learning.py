@@ -175,7 +175,7 @@ def test_gold_passages_are_learned_before_all_else(tmp_path, trained):
     assert history[2]["gold"] < 0.5 * history[0]["gold"]
 
 
-def test_gold_passages_are_learned_on_a_pool_of_their_own(tmp_path, monkeypatch):
+def test_gold_passages_are_learned_on_a_pool_of_their_own(tmp_path):
     """Of readings without evidence, which other steps never see."""
     below = jax.device_get(frozen.read_below(DECODER, FROZEN, small.batch(), layer=small.LAYER))
     config = dataclasses.replace(CONFIG, gold_steps=2, gold_batch=2, steps=2)

@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import small
 import small_backbones
 
 from icorag_jax.backbones.loading import load_backbone
@@ -36,10 +37,7 @@ def drawn(method, decoder, key):
     At zero all passages weigh the same, and keys less their mean add up to nothing: Adam's first
     step would go by the signs of rounding errors.
     """
-    return jax.tree.map(
-        lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape),
-        init_method(method, decoder, key),
-    )
+    return small.add_noise(init_method(method, decoder, key), seed=0, scale=0.1)
 
 
 def test_learning_is_that_of_one_device_and_goes_on(tmp_path, monkeypatch):
