@@ -6,6 +6,7 @@ stopped at any time, and goes on with --resume from the last checkpoint to the s
 """
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,11 +42,23 @@ from icorag_jax.lm.pretrained import LanguageModel, from_pretrained, save_pretra
 from icorag_jax.training_checkpoints import open_checkpoints
 
 _CURRICULUM = (
-    Stage(ReadingConfig(passages=1, facts=2, fillers=0, related=0.5), 0.0, tokens=192, batch=12),
-    Stage(ReadingConfig(passages=3, facts=2, fillers=1, related=0.5), 0.0, tokens=256, batch=10),
-    Stage(ReadingConfig(passages=6, facts=2, fillers=1, related=0.5), 0.5, tokens=448, batch=8),
-    Stage(ReadingConfig(passages=10, facts=2, fillers=1, related=0.8), 0.75, tokens=640, batch=6),
-)
+    Stage(
+        ReadingConfig(passages=1, facts=2, fillers=0, related=0.5),
+        family_share=0.0, ranked=False, tokens=192, batch=12,
+    ),
+    Stage(
+        ReadingConfig(passages=3, facts=2, fillers=1, related=0.5),
+        family_share=0.0, ranked=False, tokens=256, batch=10,
+    ),
+    Stage(
+        ReadingConfig(passages=6, facts=2, fillers=1, related=0.5),
+        family_share=0.5, ranked=False, tokens=448, batch=8,
+    ),
+    Stage(
+        ReadingConfig(passages=10, facts=2, fillers=1, related=0.8),
+        family_share=0.5, ranked=True, tokens=480, batch=8,
+    ),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +219,9 @@ def _train(
                     )
                 row = dict(zip(Losses._fields, found.tolist(), strict=True))
                 rows.append({"step": step + 1, "stage": stage, **row})
-                progress.set_postfix(stage=stage, **{key: f"{row[key]:.3f}" for key in row})
+                progress.set_postfix({"stage": stage, **{key: f"{row[key]:.3f}" for key in row}})
                 checkpoints.save(step + 1, state)
-                write_atomically(
-                    log, pd.DataFrame(rows).to_json(orient="records", lines=True).encode()
-                )
+                write_atomically(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
                 recent = []
     return state.parameters, rows
 
@@ -218,7 +229,7 @@ def _train(
 def _read_log(path: Path) -> list[dict]:
     if not path.exists():
         return []
-    return pd.read_json(path, orient="records", lines=True).to_dict("records")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from experiments.support.qa_data import QaData, load_questions
 from experiments.support.qa_run import run_cell
 from experiments.support.qa_settings import QaMethods
 from experiments.support.qa_tables import PAIRS, comparison_table, score_table
-from experiments.support.qa_training import Subject
+from experiments.support.qa_training import Subject, Training
 from experiments.support.run_folder import open_run
 from icorag_jax.backbones.loading import load_backbone
 
@@ -62,8 +62,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             methods=(
                 "closed_book", "frozen", "shared", "blind", "updater", "updater_shuffled", "tta",
             ),
-            evidence_tokens=256, gold_steps=150, gold_batch=48, steps=60, tuning_questions=4,
-            adaptation_steps=3, adapted_questions=60, evaluation_batch=60,
+            evidence_tokens=256, answered_questions=60, gold_steps=150, gold_batch=48, steps=40,
+            tuning_questions=2, adaptation_steps=3, adapted_questions=60, evaluation_batch=60,
         ),
     },
     "paper": {
@@ -88,7 +88,8 @@ def main(config: Config) -> None:
     with open_run(config.out, "qa", config, resume=config.resume) as run:
         sets = load_questions(config.questions, config.cache or run.path / "cache")
         subject = Subject(backbone, config.use, config.questions.passages)
-        found = run_cell(run, config.questions.retriever, subject, sets)
+        training = Training(subject, sets.train)
+        found = run_cell(run, config.questions.retriever, training, sets.evaluation)
         scores = score_table(found.answers, config.bootstrap, config.questions.seed)
         compared = comparison_table(found.answers, PAIRS, config.bootstrap, config.questions.seed)
         run.write_table("answers", found.answers)

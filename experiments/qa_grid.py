@@ -7,7 +7,7 @@ Every cell of the grid is one backbone and retriever: all methods on all benchma
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import jax.numpy as jnp
 import pandas as pd
@@ -19,7 +19,7 @@ from experiments.support.qa_data import QaData, load_questions
 from experiments.support.qa_run import run_cell, run_transfer
 from experiments.support.qa_settings import QaMethods
 from experiments.support.qa_tables import PAIRS, comparison_table, score_table
-from experiments.support.qa_training import Subject
+from experiments.support.qa_training import Subject, Training
 from experiments.support.retrievers import SingleRetriever
 from experiments.support.run_folder import open_run
 from icorag_jax.backbones.loading import backbone_names, load_backbone
@@ -91,10 +91,11 @@ def main(config: Config) -> None:
                 name = f"{backbone.name}_{retriever}"
                 labels = {"backbone": backbone.name, "retriever": retriever}
                 subject = Subject(backbone, config.use, settings.passages)
-                found = run_cell(run, name, subject, sets)
+                training = Training(subject, sets.train)
+                found = run_cell(run, name, training, sets.evaluation)
                 answers.append(found.answers.assign(**labels))
                 if retriever in config.transfer:
-                    held_out = run_transfer(run, name, subject, sets)
+                    held_out = run_transfer(run, name, training, sets.evaluation)
                     transferred.append(held_out.assign(**labels))
         tables = {"answers": pd.concat(answers, ignore_index=True)}
         if transferred:
@@ -117,7 +118,8 @@ def _measure(answers: pd.DataFrame, config: Config) -> dict[str, pd.DataFrame]:
     seed = config.questions.seed
     cells = answers.groupby(["backbone", "retriever"], sort=False)
     scores, compared = [], []
-    for (backbone, retriever), part in cells:
+    for key, part in cells:
+        backbone, retriever = map(str, cast(tuple, key))
         labels = {"backbone": backbone, "retriever": retriever}
         scores.append(score_table(part, config.bootstrap, seed).assign(**labels))
         compared.append(comparison_table(part, PAIRS, config.bootstrap, seed).assign(**labels))
@@ -127,7 +129,7 @@ def _measure(answers: pd.DataFrame, config: Config) -> dict[str, pd.DataFrame]:
     return {
         "scores": pd.concat(scores, ignore_index=True),
         "comparisons": pd.concat(compared, ignore_index=True),
-        "together": together[together["benchmark"] == "all"].reset_index(drop=True),
+        "together": together.loc[together["benchmark"] == "all"].reset_index(drop=True),
     }
 
 

@@ -34,7 +34,8 @@ from icorag_jax.retrieval.encoder_files import Prompts
 from icorag_jax.retrieval.retrieved import RetrievedQuestion, pair
 
 EvaluationSplit = Literal["dev", "test"]
-Questions = Mapping[str, tuple[RetrievedQuestion, ...]]
+# The questions of each by name.
+Benchmarks = Mapping[str, tuple[RetrievedQuestion, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +123,8 @@ class QuestionSets:
         evaluation: to evaluate on; every benchmark has some.
     """
 
-    train: Questions
-    evaluation: Questions
+    train: Benchmarks
+    evaluation: Benchmarks
 
 
 def load_questions(settings: QaData, cache: Path) -> QuestionSets:
@@ -151,7 +152,7 @@ def _load_world(settings: QaData, retriever: Bm25 | Dense, cache: Path) -> Quest
         family for family in FAMILIES if not settings.benchmarks or family in settings.benchmarks
     )
 
-    def load(config: WorldConfig, split: Split) -> Questions:
+    def load(config: WorldConfig, split: Split) -> Benchmarks:
         questions = list(generate_questions(config, split))
         corpus = list(corpus_of(questions))
         found = _retrieve(settings, retriever, corpus, questions, cache)

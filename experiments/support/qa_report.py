@@ -174,13 +174,13 @@ def _markdown(scores: pd.DataFrame, measure: str) -> list[str]:
 
 
 def _score_bars(scores: pd.DataFrame) -> Figure:
-    of = scores[scores["measure"] == "exact_match"]
+    of = scores.loc[scores["measure"] == "exact_match"]
     names, methods = (list(dict.fromkeys(of[column])) for column in ("benchmark", "method"))
     figure = Figure(figsize=(1.6 * len(names) + 2, 4.2), layout="constrained")
     axes = figure.subplots()
     width = 0.84 / len(methods)
     for index, method in enumerate(methods):
-        part = of[of["method"] == method].set_index("benchmark").reindex(names)
+        part = of.loc[of["method"] == method].set_index("benchmark").reindex(names)
         mean = part["mean"].to_numpy()
         at = np.arange(len(names)) - 0.42 + (index + 0.5) * width
         reach = np.stack([mean - part["low"], part["high"] - mean])

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.support.qa_answers import answer_questions, update_cosines
-from experiments.support.qa_data import QuestionSets
+from experiments.support.qa_data import Benchmarks
 from experiments.support.qa_settings import MethodName
-from experiments.support.qa_training import Subject, Training, train_methods
+from experiments.support.qa_training import Training, train_methods
 from experiments.support.qa_tuning import best_adaptation, tune_adaptation
 from experiments.support.run_folder import Run, RunFolderError
 from icorag_jax.rag.adaptation import AdaptationConfig
@@ -32,28 +32,27 @@ class Found:
     cosines: pd.DataFrame
 
 
-def run_cell(run: Run, name: str, subject: Subject, sets: QuestionSets) -> Found:
+def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) -> Found:
     """Trains on all benchmarks that have training questions, and evaluates on all.
 
     Args:
         run: where results are kept.
         name: of the cell.
-        subject: the model, and the settings of the methods.
-        sets: the questions.
+        training: the questions to train on, with the model and the settings of the methods.
+        evaluation: the questions to evaluate on.
 
     Raises:
         RunFolderError: the folder has this cell on other questions or with another backbone.
         ValueError: there is nothing to train on.
     """
-    _check_inputs(run, name, subject, sets)
-    training = Training(subject, sets.train)
+    _check_inputs(run, name, training, evaluation)
+    subject, train = training.subject, training.questions
     kinds = subject.settings.kinds()
-    if kinds and not sets.train:
+    if kinds and not train:
         raise ValueError("there are no training questions: pass --train-questions above 0")
-    methods = train_methods(training, tuple(sets.train), kinds, run.path / "methods" / name)
-    some = [
-        asked for part in sets.train.values() for asked in part[: subject.settings.tuning_questions]
-    ]
+    methods = train_methods(training, tuple(train), kinds, run.path / "methods" / name)
+    count = subject.settings.tuning_questions
+    some = [asked for part in train.values() for asked in part[:count]]
     tuning = run.cell(
         f"tuning_{name}", lambda: tune_adaptation(subject, methods.get("shared"), some)
     )
@@ -67,11 +66,11 @@ def run_cell(run: Run, name: str, subject: Subject, sets: QuestionSets) -> Found
             f"answers_{name}_{benchmark}",
             lambda asked=asked: answer_questions(subject, methods, adaptations, asked),
         ).assign(benchmark=benchmark)
-        for benchmark, asked in sets.evaluation.items()
+        for benchmark, asked in evaluation.items()
     ]
     cosines = pd.DataFrame({"cosine": []})
     if "updater" in methods:
-        some = [asked for part in sets.evaluation.values() for asked in part[:_COSINE_QUESTIONS]]
+        some = [asked for part in evaluation.values() for asked in part[:_COSINE_QUESTIONS]]
         cosines = run.cell(
             f"cosines_{name}",
             lambda: pd.DataFrame({"cosine": update_cosines(subject, methods["updater"], some)}),
@@ -79,26 +78,25 @@ def run_cell(run: Run, name: str, subject: Subject, sets: QuestionSets) -> Found
     return Found(pd.concat(answers, ignore_index=True), tuning, cosines)
 
 
-def run_transfer(run: Run, name: str, subject: Subject, sets: QuestionSets) -> pd.DataFrame:
+def run_transfer(run: Run, name: str, training: Training, evaluation: Benchmarks) -> pd.DataFrame:
     """Leaves out each benchmark in turn: trains on the others, and evaluates on it.
 
     Args:
         run: where results are kept.
         name: of the cell.
-        subject: the model.
-        sets: the questions.
+        training: as for `run_cell`.
+        evaluation: likewise.
 
     Returns:
         As `Found.answers`, of the methods without gradient steps.
     """
     settings = dataclasses.replace(
-        subject.settings, methods=("frozen", "shared", "updater"), adapted_questions=0
+        training.subject.settings, methods=("frozen", "shared", "updater"), adapted_questions=0
     )
-    subject = dataclasses.replace(subject, settings=settings)
-    training = Training(subject, sets.train)
+    subject = dataclasses.replace(training.subject, settings=settings)
     answers = []
-    for benchmark, asked in sets.evaluation.items():
-        others = tuple(other for other in sets.train if other != benchmark)
+    for benchmark, asked in evaluation.items():
+        others = tuple(other for other in training.questions if other != benchmark)
         folder = run.path / "methods" / f"{name}_without_{benchmark}"
 
         def compute(others=others, folder=folder, asked=asked) -> pd.DataFrame:
@@ -110,16 +108,19 @@ def run_transfer(run: Run, name: str, subject: Subject, sets: QuestionSets) -> p
     return pd.concat(answers, ignore_index=True)
 
 
-def _check_inputs(run: Run, name: str, subject: Subject, sets: QuestionSets) -> None:
+def _check_inputs(run: Run, name: str, training: Training, evaluation: Benchmarks) -> None:
     """Refuses to go on where the folder's cell was on another backbone or other questions."""
     digest = hashlib.sha256()
-    for part in (sets.train, sets.evaluation):
+    for part in (training.questions, evaluation):
         for benchmark, questions in part.items():
             for asked in questions:
                 ids = [passage.id for passage in asked.passages]
                 digest.update(repr((benchmark, asked.question, ids)).encode())
     now = pd.DataFrame(
-        {"backbone": [subject.backbone.fingerprint], "questions": [digest.hexdigest()]}
+        {
+            "backbone": [training.subject.backbone.fingerprint],
+            "questions": [digest.hexdigest()],
+        }
     )
     if not np.array_equal(run.cell(f"inputs_{name}", lambda: now).to_numpy(), now.to_numpy()):
         raise RunFolderError(

@@ -33,9 +33,10 @@ def score_table(answers: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFram
     rows = []
     for measure in MEASURES:
         for method in dict.fromkeys(answers["method"]):
-            of = answers[answers["method"] == method]
+            of = answers.loc[answers["method"] == method]
             values = {
-                name: part[measure].to_numpy() for name, part in of.groupby("benchmark", sort=False)
+                str(name): part[measure].to_numpy()
+                for name, part in of.groupby("benchmark", sort=False)
             }
             for name, (mean, draws) in _means(values, bootstrap, seed).items():
                 low, high = np.quantile(draws, [0.025, 0.975])
@@ -71,7 +72,8 @@ def comparison_table(
                 continue
             difference = (wide[method] - wide[against]).dropna()
             values = {
-                name: part.to_numpy() for name, part in difference.groupby("benchmark", sort=False)
+                str(name): part.to_numpy()
+                for name, part in difference.groupby("benchmark", sort=False)
             }
             for name, (mean, draws) in _means(values, bootstrap, seed).items():
                 low, high = np.quantile(draws, [0.025, 0.975])
@@ -98,7 +100,7 @@ def best_settings(tuned: pd.DataFrame) -> pd.DataFrame:
 
 def comparisons_of(compared: pd.DataFrame, method: str, against: str, measure: str) -> pd.DataFrame:
     """The rows of `comparison_table` that compare two methods by one measure."""
-    return compared[
+    return compared.loc[
         (compared["method"] == method)
         & (compared["against"] == against)
         & (compared["measure"] == measure)

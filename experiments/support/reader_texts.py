@@ -15,13 +15,16 @@ from jaxtyping import Bool, Int
 
 from icorag_jax.data.pieces import PromptTokenizer, tokenize_piece
 from icorag_jax.data.prompts import PromptTemplate, tokenize_passage
-from icorag_jax.data.records import Passage
+from icorag_jax.data.records import CorpusPassage
 from icorag_jax.data.world import FAMILIES, WorldConfig
+from icorag_jax.data.world.draws import Draws
 from icorag_jax.data.world.reading import (
+    Reading,
     ReadingConfig,
     generate_family_reading,
     generate_reading,
 )
+from icorag_jax.retrieval.bm25 import Bm25
 
 START, END = "<|start|>", "<|end|>"
 TEMPLATE = PromptTemplate(
@@ -42,12 +45,15 @@ class Stage:
     Attributes:
         reading: the plain reading.
         family_share: share of texts that are a question of the world's families instead.
+        ranked: whether passages stand as they do in prompts, the best last as BM25 ranks them for
+            the first question; of the other questions, most are on what stands last.
         tokens: in a row of a batch; what does not fit is dropped.
         batch: rows a step.
     """
 
     reading: ReadingConfig
     family_share: float
+    ranked: bool
     tokens: int
     batch: int
 
@@ -92,10 +98,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> tokenizers.Tokeniz
 def plain_texts(stage: Stage, seed: int, count: int) -> Iterator[str]:
     """Texts of a stage as strings, for a tokenizer to be trained on."""
     for index in range(count):
-        passages, questions = _text(stage, seed, index)
-        for passage in passages:
+        reading = _text(stage, seed, index)
+        for passage in reading.passages:
             yield TEMPLATE.passage.format(title=passage.title, text=passage.text)
-        for question, answer in questions:
+        for question, answer in reading.questions:
             yield TEMPLATE.question.format(question=question) + f" {answer}"
 
 
@@ -120,18 +126,16 @@ def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, step: int) -
         for number in range(SEGMENTS):
             # The first texts of rows are numbered on end: mostly a row has no room for more.
             index = step * stage.batch + row + number * _FIRST_TEXTS
-            passages, questions = _text(stage, seed, index)
+            reading = _text(stage, seed, index)
             row_of = Texts(*(array[row, filled:] for array in batch))
-            added = _fill(row_of, number, tokenizer, passages, questions)
+            added = _fill(row_of, number, tokenizer, reading)
             filled += added
             if not added:
                 break
     return batch
 
 
-def _text(
-    stage: Stage, seed: int, index: int
-) -> tuple[tuple[Passage, ...], tuple[tuple[str, str], ...]]:
+def _text(stage: Stage, seed: int, index: int) -> Reading:
     # Which kind a text is goes by its number alone, evenly spread.
     if int((index + 1) * stage.family_share) > int(index * stage.family_share):
         number = int(index * stage.family_share)
@@ -144,43 +148,63 @@ def _text(
         reading = generate_family_reading(config, family, number)
     else:
         reading = generate_reading(stage.reading, seed, index)
-    return reading.passages, reading.questions
+    return _rank(reading, Draws(f"asked/{seed}/{index}")) if stage.ranked else reading
+
+
+def _rank(reading: Reading, draws: Draws) -> Reading:
+    """Passages by BM25 for the first question, the best last.
+
+    Words are as rare as in these passages, where a retriever would have a whole corpus. What is
+    best for another question is not always last; the farther from there, the rarer it is asked, as
+    a retriever would have put it elsewhere.
+    """
+    passages = [
+        CorpusPassage(str(place), passage.title, passage.text)
+        for place, passage in enumerate(reading.passages)
+    ]
+    asked = [question for question, _ in reading.questions]
+    found = Bm25().index(passages).search(asked, len(passages)).ids.tolist()
+    order = [place for place in found[0] if place >= 0]
+    order += [place for place in range(len(passages)) if place not in order]
+    questions = tuple(
+        pair
+        for pair, (best, *_) in zip(reading.questions, found, strict=True)
+        if best >= 0 and draws.chance((1 + order.index(best)) ** -_RANK_POWER)
+    )
+    return Reading(tuple(reading.passages[place] for place in reversed(order)), questions)
 
 
 _FIRST_TEXTS = 1_000_000
 # Worlds of these seeds are for pretraining alone.
 _PRETRAINING_SEED = 1_000_000
+# A question on the n-th passage from the end is asked with probability n^-2.
+_RANK_POWER = 2
 
 
-def _fill(
-    row: Texts,
-    number: int,
-    tokenizer: PromptTokenizer,
-    passages: tuple[Passage, ...],
-    questions: tuple[tuple[str, str], ...],
-) -> int:
+def _fill(row: Texts, number: int, tokenizer: PromptTokenizer, reading: Reading) -> int:
     """Writes a text into the rest of a row; how many tokens it took, 0 if it does not fit.
 
-    The first text of a row loses the passages that do not fit.
+    The first text of a row loses the first passages where not all fit.
     """
     room = len(row.tokens)
-    evidence = list(tokenize_piece(tokenizer, TEMPLATE.instruction, {}).tokens)
-    kept = ""
-    for passage in passages:
+    instruction = tokenize_piece(tokenizer, TEMPLATE.instruction, {}).tokens
+    evidence, kept = [], ""
+    for passage in reversed(reading.passages):
         tokens = tokenize_passage(tokenizer, TEMPLATE, passage).tokens
-        if len(evidence) + len(tokens) > room - _LEAST_QUESTION:
+        if len(instruction) + len(tokens) + len(evidence) > room - _LEAST_QUESTION:
             if number:
                 return 0
             break
-        evidence += tokens
+        evidence = [*tokens, *evidence]
         kept += passage.text
+    evidence = [*instruction, *evidence]
     filled = len(evidence)
     if filled > room:
         return 0
     row.tokens[:filled] = evidence
     row.positions[:filled] = np.arange(filled)
     row.segments[:filled] = SEGMENTS * number
-    for place, (question, answer) in enumerate(questions[: SEGMENTS - 1], 1):
+    for place, (question, answer) in enumerate(reading.questions[: SEGMENTS - 1], 1):
         if answer not in kept:
             continue
         asked = tokenize_piece(tokenizer, TEMPLATE.question, {"question": question}).tokens

@@ -1,6 +1,8 @@
 """Pretraining of a small reader: what texts are like as arrays, and what a step sees of them."""
 
+import collections
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,15 @@ from experiments.support import reader_texts, reader_training
 from experiments.support.reader_start import init_reader
 from experiments.support.reader_texts import END, SEGMENTS, START, TEMPLATE, Stage, make_texts
 from icorag_jax.data.pieces import split_tokenizer, tokenize_piece
+from icorag_jax.data.prompts import tokenize_passage
+from icorag_jax.data.records import CorpusPassage
 from icorag_jax.data.world import FAMILIES
 from icorag_jax.data.world.reading import ReadingConfig, generate_reading
 from icorag_jax.lm import decoder
+from icorag_jax.retrieval.bm25 import Bm25
 from tests.small_backbones import decoder_config
 
-STAGE = Stage(ReadingConfig(2, 2, 1, 0.5), 0.25, tokens=160, batch=2)
+STAGE = Stage(ReadingConfig(2, 2, 1, 0.5), 0.25, ranked=False, tokens=160, batch=2)
 VOCABULARY = 400
 CONFIG = decoder_config(
     vocab_size=VOCABULARY, hidden_size=64, head_dim=16, num_hidden_layers=3, intermediate_size=48
@@ -133,6 +138,64 @@ def test_the_loss_is_that_of_answers_and_half_of_all_else(tokenizer, texts):
 def test_answers_are_never_in_a_question():
     reading = generate_reading(STAGE.reading, 0, 5)
     assert all(answer not in question for question, answer in reading.questions)
+
+
+RANKED = Stage(ReadingConfig(6, 2, 1, 0.8), 0.5, ranked=True, tokens=160, batch=2)
+
+
+def test_passages_stand_as_a_retriever_puts_them_for_the_first_question():
+    for index in range(12):
+        reading = reader_texts._text(RANKED, 0, index)
+        corpus = [CorpusPassage(str(n), p.title, p.text) for n, p in enumerate(reading.passages)]
+        found = Bm25().index(corpus).search([reading.questions[0][0]], len(corpus))
+        scores = found.scores[0][found.ids[0] >= 0]
+        # From the last passage on backwards; equal scores stand in any order.
+        by_place = dict(zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True))
+        placed = [by_place.get(place, 0.0) for place in reversed(range(len(corpus)))]
+        np.testing.assert_allclose(placed[: len(scores)], scores, rtol=1e-6)
+
+
+def test_what_is_not_last_is_asked_less():
+    plain = dataclasses.replace(RANKED, family_share=0.0, ranked=False)
+    ranked = dataclasses.replace(plain, ranked=True)
+    there, kept = collections.Counter(), collections.Counter()
+    for index in range(150):
+        asked, every = (reader_texts._text(stage, 0, index) for stage in (ranked, plain))
+        assert set(asked.questions) <= set(every.questions)
+        assert asked.questions[0] == every.questions[0]
+        assert sorted(map(repr, asked.passages)) == sorted(map(repr, every.passages))
+        corpus = [CorpusPassage(str(n), p.title, p.text) for n, p in enumerate(asked.passages)]
+        found = Bm25().index(corpus).search([question for question, _ in every.questions], 2)
+        for pair, ids, scores in zip(every.questions, found.ids, found.scores, strict=True):
+            # Which of two passages that fit alike is the best is not told.
+            if scores[0] > scores[1]:
+                rank = len(corpus) - int(ids[0])
+                there[rank] += 1
+                kept[rank] += pair in asked.questions
+    assert kept[1] == there[1]
+    for rank in (2, 3, 4):
+        share = rank**-2
+        deviation = (share * (1 - share) / there[rank]) ** 0.5
+        assert abs(kept[rank] / there[rank] - share) < 3.5 * deviation, (rank, kept, there)
+
+
+@pytest.mark.parametrize("tokens", [160, 250, 1200])
+def test_a_text_that_is_too_long_loses_its_first_passages(tokenizer, tokens):
+    split = split_tokenizer(tokenizer)
+    stage = dataclasses.replace(RANKED, tokens=tokens)
+    texts = make_texts(split, stage, seed=0, step=0)
+    instruction = list(tokenize_piece(split, TEMPLATE.instruction, {}).tokens)
+    for row in range(stage.batch):
+        pieces = [
+            list(tokenize_passage(split, TEMPLATE, passage).tokens)
+            for passage in reader_texts._text(stage, 0, row).passages
+        ]
+        evidence = texts.tokens[row, texts.segments[row] == 0].tolist()
+        suffixes = [
+            [*instruction, *itertools.chain(*pieces[start:])] for start in range(len(pieces))
+        ]
+        kept = len(pieces) - suffixes.index(evidence)
+        assert kept == len(pieces) if tokens == 1200 else 0 < kept < len(pieces)
 
 
 def test_the_wording_ends_where_the_answer_begins(tokenizer):
