@@ -18,7 +18,7 @@ from experiments.support.command import run_command
 from experiments.support.qa_data import QaData, load_questions
 from experiments.support.qa_run import run_cell, run_transfer
 from experiments.support.qa_settings import QaMethods
-from experiments.support.qa_tables import PAIRS, comparison_table, score_table
+from experiments.support.qa_tables import ALL, PAIRS, comparison_table, score_table
 from experiments.support.qa_training import Subject, Training
 from experiments.support.retrievers import SingleRetriever
 from experiments.support.run_folder import open_run
@@ -129,7 +129,7 @@ def _measure(answers: pd.DataFrame, config: Config) -> dict[str, pd.DataFrame]:
     return {
         "scores": pd.concat(scores, ignore_index=True),
         "comparisons": pd.concat(compared, ignore_index=True),
-        "together": together.loc[together["benchmark"] == "all"].reset_index(drop=True),
+        "together": together.loc[together["benchmark"] == ALL].reset_index(drop=True),
     }
 
 
