@@ -1,11 +1,12 @@
 """Question answering by a frozen model: with updates of how it sees evidence, and without.
 
-Trains the shared interface, the updater and the context-blind control on training questions, tunes
+Trains the shared interface, the updater and the controls of equal size on training questions, tunes
 test-time adaptation on some of them, and answers the evaluation questions by every method:
 
 closed_book: no passages; frozen: retrieved passages, no interface; shared: one interface for all
 questions; updater: the shared one changed by a forward-only read of the passages; blind: as many
-parameters, no context; updater_shuffled, _random, _empty: the updater fed other questions'
+parameters, no context; feedback: as blind, but on the words of the passages that stand first,
+weighed by rank alone; updater_shuffled, _random, _empty: the updater fed other questions'
 passages, noise, or none; slot, tta: gradient steps on the question alone; oracle: gradient steps on
 the right answer.
 """

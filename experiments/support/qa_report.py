@@ -14,8 +14,9 @@ from icorag_jax.data.world import CONTROL
 
 _COLOURS = {
     "closed_book": "#BBBBBB", "frozen": "#888888", "shared": "#56B4E9", "blind": "#E69F00",
-    "updater": "#D55E00", "updater_shuffled": "#CC79A7", "updater_random": "#882255",
-    "updater_empty": "#AA4499", "slot": "#999933", "tta": "#009E73", "oracle": "#000000",
+    "feedback": "#F0E442", "updater": "#D55E00", "updater_shuffled": "#CC79A7",
+    "updater_random": "#882255", "updater_empty": "#AA4499",
+    "slot": "#999933", "tta": "#009E73", "oracle": "#000000",
 }  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
     found = [
         _gain_claim(compared, "updater", "shared", "The updater beats the shared interface"),
         _gain_claim(compared, "updater", "blind", "It beats a context-blind one of equal size"),
+        _gain_claim(compared, "updater", "feedback", "It beats feedback that is fixed by rank"),
         _control_claim(compared),
         *(
             loss_claim(compared, f"updater_{name}", f"Fed {name} evidence, its gain is gone")

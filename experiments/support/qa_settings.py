@@ -13,7 +13,7 @@ from icorag_jax.rag.method import Kind, MethodConfig
 from icorag_jax.rag.updater import UpdaterConfig
 
 MethodName = Literal[
-    "closed_book", "frozen", "shared", "blind", "updater",
+    "closed_book", "frozen", "shared", "blind", "feedback", "updater",
     "updater_shuffled", "updater_random", "updater_empty", "slot", "tta", "oracle",
 ]  # fmt: skip
 
@@ -56,7 +56,7 @@ class QaMethods:
     """
 
     methods: tuple[MethodName, ...] = (
-        "closed_book", "frozen", "shared", "blind", "updater",
+        "closed_book", "frozen", "shared", "blind", "feedback", "updater",
         "updater_shuffled", "updater_random", "updater_empty", "slot", "tta", "oracle",
     )  # fmt: skip
     layer: int | None = None
@@ -126,11 +126,10 @@ class QaMethods:
     def kinds(self) -> tuple[Kind, ...]:
         """What has to be trained."""
         names = set(self.methods)
-        kinds: list[Kind] = []
-        if names & {"shared", "tta", "oracle"}:
-            kinds.append("shared")
-        if "blind" in names:
-            kinds.append("blind")
-        if any(name.startswith("updater") for name in names):
-            kinds.append("updater")
-        return tuple(kinds)
+        used: dict[Kind, bool] = {
+            "shared": bool(names & {"shared", "tta", "oracle"}),
+            "blind": "blind" in names,
+            "feedback": "feedback" in names,
+            "updater": any(name.startswith("updater") for name in names),
+        }
+        return tuple(kind for kind, is_used in used.items() if is_used)

@@ -10,7 +10,8 @@ from jaxtyping import Float
 MEASURES = ("exact_match", "f1")
 # Comparisons of one method with another.
 PAIRS = (
-    ("updater", "shared"), ("updater", "frozen"), ("updater", "blind"), ("shared", "frozen"),
+    ("updater", "shared"), ("updater", "frozen"), ("updater", "blind"), ("updater", "feedback"),
+    ("shared", "frozen"), ("feedback", "shared"), ("blind", "shared"),
     ("updater", "updater_shuffled"), ("updater", "updater_random"), ("updater", "updater_empty"),
     ("updater_shuffled", "shared"), ("updater_random", "shared"), ("updater_empty", "shared"),
     ("updater", "tta"), ("tta", "shared"), ("slot", "frozen"), ("oracle", "shared"),

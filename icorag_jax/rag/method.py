@@ -1,11 +1,14 @@
 """The methods that change how a frozen model sees evidence, by one module.
 
-| kind      | state of the interface                                                     |
-| --------- | -------------------------------------------------------------------------- |
-| `shared`  | one for all questions                                                      |
-| `updater` | the shared one, changed by a read of the question's passages               |
-| `blind`   | the shared one, changed by a read of learned vectors: as many parameters   |
-|           | as `updater`, and an update that is the same for all questions             |
+| kind       | state of the interface                                                    |
+| ---------- | ------------------------------------------------------------------------- |
+| `shared`   | one for all questions                                                     |
+| `updater`  | the shared one, changed by a read of the question's passages              |
+| `blind`    | the shared one, changed by a read of learned vectors: as many parameters  |
+|            | as `updater`, and an update that is the same for all questions            |
+| `feedback` | as `blind`, but each vector stands for the passage of a rank: passages    |
+|            | count for more because they share words with those that stand first, by   |
+|            | weights that are the same for all questions                               |
 """
 
 import dataclasses
@@ -20,9 +23,10 @@ from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag.context import TRAITS, Context
 from icorag_jax.rag.interface import Features, Interface, InterfaceConfig, InterfaceState
-from icorag_jax.rag.updater import Updater, UpdaterConfig
+from icorag_jax.rag.updater import Reads, Updater, UpdaterConfig
 
-Kind = Literal["shared", "updater", "blind"]
+Kind = Literal["shared", "updater", "blind", "feedback"]
+_READS: dict[Kind, Reads] = {"updater": "passages", "blind": "vectors", "feedback": "ranks"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Method(nn.Module):
         config = self.config
         self.interface = Interface(config.interface, self.decoder)
         if config.kind != "shared":
-            slots = config.passages if config.kind == "blind" else None
-            self.updater = Updater(config.updater, config.interface, slots)
+            reads = _READS[config.kind]
+            self.updater = Updater(config.updater, config.interface, config.passages, reads)
 
     def __call__(self, context: Context, fed: Context | None = None) -> EvidenceEdit:
         """How rows of questions and answers see evidence, float32; `fed` as in `state`."""

@@ -23,6 +23,7 @@ completes or contradicts another one, which no shared interface can know of.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -40,6 +41,10 @@ from icorag_jax.rag.words import KERNELS
 from icorag_jax.theory.attention import attend, linear_kernel
 from icorag_jax.theory.constructions import factored_layers
 from icorag_jax.theory.objective import Block
+
+# What is read: the passages; or, in controls, learned vectors, in the place of each passage by its
+# rank (what a step adds to `V` then is to the passages of these ranks), or in no passage's place.
+Reads = Literal["passages", "ranks", "vectors"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +69,14 @@ class Updater(nn.Module):
     Attributes:
         config: how it reads.
         interface: sizes of the interface.
-        slots: None, or the number of learned vectors that it reads instead of passages: the
-            control of equal size that sees no context.
+        passages: of a question, at most; learned vectors are as many.
+        reads: what it reads.
     """
 
     config: UpdaterConfig
     interface: InterfaceConfig
-    slots: int | None = None
+    passages: int
+    reads: Reads = "passages"
 
     @nn.compact
     def __call__(self, features: Features, state: InterfaceState) -> InterfaceState:
@@ -82,8 +88,8 @@ class Updater(nn.Module):
         """
         asked, read = self.interface.question_features, self.interface.passage_features
         rank, steps = self.interface.rank, self.config.steps
-        if self.slots is not None:
-            features = self._blind(features, state)
+        if self.reads != "passages":
+            features = self._learned(features)
         present = features.present
         identity = lambda _, shape: jnp.eye(*shape)  # noqa: E731
         to_keys = self.param("keys", identity, (read, read))
@@ -99,7 +105,9 @@ class Updater(nn.Module):
         values = (passages @ to_values).at[..., -1].add(1)
         values = jnp.concatenate([values, values @ to_value_values], axis=-1)
         axes = features.words.shape[-1]
-        own = jnp.broadcast_to(jnp.eye(axes // KERNELS), (*keys.shape[:2], axes // KERNELS))
+        # A vector that stands for no passage has no words, and no part in `V`.
+        own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(axes // KERNELS)
+        own = jnp.broadcast_to(own, (*keys.shape[:2], axes // KERNELS))
         blocks = (Block(asked, read + axes), Block(rank, rank))
         for step_size, sharp in zip(step_sizes, sharpness, strict=True):
             scores = sharp * passage_scores(features, state)
@@ -117,17 +125,16 @@ class Updater(nn.Module):
             )
         return state
 
-    def _blind(self, features: Features, state: InterfaceState) -> Features:
+    def _learned(self, features: Features) -> Features:
         """Learned vectors in the place of all that the updater sees."""
-        batch, _, axes = state.words.shape
-        normal = nn.initializers.normal(1.0)
-        slots = self.param("slots", normal, (self.slots, self.interface.passage_features + axes))
-        slots = jnp.broadcast_to(slots, (batch, *slots.shape))
+        batch, _, axes = features.words.shape
+        shape = self.passages, self.interface.passage_features
+        slots = self.param("slots", nn.initializers.normal(1.0), shape)
         return Features(
             question=jnp.ones_like(features.question),
-            passages=slots[..., :-axes],
-            words=slots[..., -axes:],
-            present=jnp.ones(slots.shape[:2], bool),
+            passages=jnp.broadcast_to(slots, (batch, *shape)),
+            words=jnp.zeros((batch, self.passages, axes)),
+            present=jnp.ones((batch, self.passages), bool),
         )
 
 

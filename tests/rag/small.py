@@ -27,7 +27,7 @@ from icorag_jax.rag.updater import UpdaterConfig
 from icorag_jax.rag.words import KERNELS
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
-KINDS: tuple[Kind, ...] = ("shared", "updater", "blind")
+KINDS: tuple[Kind, ...] = ("shared", "updater", "blind", "feedback")
 LAYER = 2  # the interface's first
 DECODER = DecoderConfig(
     family="llama", vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=4,

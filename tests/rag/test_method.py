@@ -16,6 +16,7 @@ from icorag_jax.rag.method import (
     MethodConfig,
     count_parameters,
     predict_change,
+    predict_state,
 )
 from icorag_jax.rag.words import KERNELS, SPANS
 
@@ -94,12 +95,22 @@ class TestChange:
         )
         assert not found.any()
 
-    def test_of_the_blind_method_is_the_same_for_all(self):
+    @pytest.mark.parametrize("kind", ["blind", "feedback"])
+    def test_of_learned_vectors_is_the_same_for_all(self, kind):
         found = np.asarray(change_of(
-            small.method("blind"), DECODER, small.drawn("blind"), small.reading().context
+            small.method(kind), DECODER, small.drawn(kind), small.reading().context
         ))  # fmt: skip
         assert np.abs(found).max() > 0.1
         np.testing.assert_array_equal(found, found[:1].repeat(4, axis=0))
+
+    @pytest.mark.parametrize("kind", ["blind", "feedback"])
+    def test_of_feedback_alone_is_on_the_words_of_passages(self, kind):
+        """Its coordinates are passages of the question, so that a blind method must have none."""
+        context = small.reading().context
+        _, state = jax.jit(predict_state, static_argnums=(0, 1))(
+            small.method(kind), DECODER, small.drawn(kind), context
+        )
+        assert bool(jnp.any(state.words != 0)) == (kind == "feedback")
 
     def test_of_the_updater_goes_by_the_passages(self):
         found = np.asarray(change_of(
@@ -120,7 +131,7 @@ class TestControls:
     def test_the_updater_alone_is_fed(self, control):
         context = small.reading().context
         fed = control_context(context, control, jax.random.key(0))
-        for kind in ("shared", "blind"):
+        for kind in ("shared", "blind", "feedback"):
             small.assert_trees_equal(edit_of(kind, context, fed), edit_of(kind, context))
         edit, plain = edit_of("updater", context, fed), edit_of("updater", context)
         assert all(np.isfinite(leaf).all() for leaf in edit)
@@ -149,12 +160,11 @@ class TestControls:
 
 
 def test_how_many_parameters_there_are():
-    """The blind method has those of the updater and its slots."""
+    """Controls have those of the updater and their learned vectors."""
     counts = {kind: count_parameters(small.fresh(kind)) for kind in KINDS}
     passages = small.BATCH.passages
-    assert counts["blind"] == counts["updater"] + passages * (
-        INTERFACE.passage_features + KERNELS * passages
-    )
+    for kind in ("blind", "feedback"):
+        assert counts[kind] == counts["updater"] + passages * INTERFACE.passage_features
     pool = DECODER.hidden_size * 2 + 2 * DECODER.hidden_size * 4
     asked, read, rank, width = INTERFACE.question_features, INTERFACE.passage_features, 3, 16
     words = DECODER.hidden_size * SPANS
