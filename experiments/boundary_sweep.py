@@ -94,10 +94,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {},
     # What one looks at first: of each kind of architecture a few.
     "glance": {
-        "architectures": (
-            "linear", "longer_context", "depth_2",
-            "softmax", "tempered_0.1", "softmax_block",
-        ),
+        "architectures": ("linear", "longer_context", "depth_2", "softmax", "tempered_0.1"),
         "steps": 450,
         "temperatures": (0.1,),
         "test_episodes": 128,

@@ -62,7 +62,12 @@ class Config:
     use: Annotated[QaMethods, tyro.conf.arg(name="")] = QaMethods()  # noqa: RUF009
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"quick": {"repeats": 30}, "paper": {}}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quick": {"repeats": 30},
+    # Programs take longer to compile than to run.
+    "glance": {"repeats": 50, "timed_steps": (1, 5)},
+    "paper": {},
+}
 
 
 def main(config: Config) -> None:

@@ -34,7 +34,7 @@ EXPERIMENTS: Mapping[str, ModuleType] = {
     "qa": qa,
 }
 # The whole of these takes a while: `make reproduce` shows a part of it.
-_PRESET = {"boundary_sweep": "glance", "qa": "glance"}
+_PRESET = {"boundary_sweep": "glance", "qa": "glance", "qa_cost": "glance"}
 _LANES = 2
 # There is but one.
 PRESETS: Mapping[str, Mapping[str, Any]] = {"quick": {}}
