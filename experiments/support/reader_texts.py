@@ -18,7 +18,6 @@ from icorag_jax.data.prompts import PromptTemplate, tokenize_passage
 from icorag_jax.data.records import CorpusPassage
 from icorag_jax.data.world import FAMILIES, WorldConfig
 from icorag_jax.data.world.draws import Draws
-from icorag_jax.data.world.names import NameBook
 from icorag_jax.data.world.reading import (
     Reading,
     ReadingConfig,
@@ -46,9 +45,6 @@ class Stage:
     Attributes:
         reading: the plain reading.
         family_share: share of texts that are a question of the world's families instead.
-        long_names: share of texts whose names have words of three syllables instead of two. Which
-            second syllable follows which first one tells the names of training from all others: a
-            reader of these alone comes to read them better.
         ranked: whether passages stand as they do in prompts, the best last as BM25 ranks them for
             the first question; of the other questions, most are on what stands last.
         tokens: in a row of a batch; what does not fit is dropped.
@@ -57,7 +53,6 @@ class Stage:
 
     reading: ReadingConfig
     family_share: float
-    long_names: float
     ranked: bool
     tokens: int
     batch: int
@@ -141,8 +136,6 @@ def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, step: int) -
 
 
 def _text(stage: Stage, seed: int, index: int) -> Reading:
-    long = Draws(f"names/{seed}/{index}").chance(stage.long_names)
-    names = NameBook("train", syllables=3 if long else 2)
     # Which kind a text is goes by its number alone, evenly spread.
     if int((index + 1) * stage.family_share) > int(index * stage.family_share):
         number = int(index * stage.family_share)
@@ -152,9 +145,9 @@ def _text(stage: Stage, seed: int, index: int) -> Reading:
             facts=stage.reading.facts,
         )
         family = FAMILIES[number % len(FAMILIES)]
-        reading = generate_family_reading(config, names, family, number)
+        reading = generate_family_reading(config, family, number)
     else:
-        reading = generate_reading(stage.reading, names, seed, index)
+        reading = generate_reading(stage.reading, seed, index)
     return _rank(reading, Draws(f"asked/{seed}/{index}")) if stage.ranked else reading
 
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icorag_jax.data.world import FAMILIES, WorldConfig, generate_questions
-from icorag_jax.data.world.names import NameBook
 from icorag_jax.data.world.reading import (
     Reading,
     ReadingConfig,
@@ -26,10 +25,6 @@ CONFIGS = st.builds(
 )
 
 
-def names(syllables: int = 2) -> NameBook:
-    return NameBook("train", syllables)
-
-
 def sources(reading: Reading, question: str, answer: str) -> list[int]:
     """The passages on the subject of a question that have its answer."""
     return [
@@ -41,7 +36,7 @@ def sources(reading: Reading, question: str, answer: str) -> list[int]:
 
 @given(CONFIGS, st.integers(0, 3), st.integers(0, 10_000))
 def test_the_answer_stands_in_the_passage_that_the_question_is_about(config, seed, index):
-    reading = generate_reading(config, names(), seed, index)
+    reading = generate_reading(config, seed, index)
     assert len(reading.passages) == config.passages
     assert len(reading.questions) >= config.passages
     for question, answer in reading.questions:
@@ -52,7 +47,7 @@ def test_the_answer_stands_in_the_passage_that_the_question_is_about(config, see
 @given(CONFIGS, st.integers(0, 10_000))
 def test_no_question_is_asked_twice(config, index):
     # The same relation of the same subject is stated once, however often it is mentioned.
-    reading = generate_reading(config, names(), 0, index)
+    reading = generate_reading(config, 0, index)
     stated = [
         (*sources(reading, question, answer), answer) for question, answer in reading.questions
     ]
@@ -66,7 +61,7 @@ def test_a_familys_question_is_followed_by_plain_ones_that_one_passage_answers(f
         (expected,) = itertools.islice(
             generate_questions(WorldConfig(3, size=1, passages=6, families=(family,)), "train"), 1
         )
-        reading = generate_family_reading(config, names(), family, index)
+        reading = generate_family_reading(config, family, index)
         (question, answer), *plain = reading.questions
         if index == 0:
             assert (question, answer) == (expected.question, expected.answers[0])
@@ -78,9 +73,9 @@ def test_a_familys_question_is_followed_by_plain_ones_that_one_passage_answers(f
 
 def test_the_same_numbers_give_the_same_text_and_others_another():
     config = ReadingConfig(passages=4, facts=2, fillers=1, related=0.5)
-    assert generate_reading(config, names(), 1, 2) == generate_reading(config, names(), 1, 2)
-    assert generate_reading(config, names(), 1, 2) != generate_reading(config, names(), 1, 3)
-    assert generate_reading(config, names(), 1, 2) != generate_reading(config, names(), 2, 2)
+    assert generate_reading(config, 1, 2) == generate_reading(config, 1, 2)
+    assert generate_reading(config, 1, 2) != generate_reading(config, 1, 3)
+    assert generate_reading(config, 1, 2) != generate_reading(config, 2, 2)
 
 
 @pytest.mark.parametrize(

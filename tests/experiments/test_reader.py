@@ -16,13 +16,12 @@ from icorag_jax.data.pieces import split_tokenizer, tokenize_piece
 from icorag_jax.data.prompts import tokenize_passage
 from icorag_jax.data.records import CorpusPassage
 from icorag_jax.data.world import FAMILIES
-from icorag_jax.data.world.names import NameBook
 from icorag_jax.data.world.reading import ReadingConfig, generate_reading
 from icorag_jax.lm import decoder
 from icorag_jax.retrieval.bm25 import Bm25
 from tests.small_backbones import decoder_config
 
-STAGE = Stage(ReadingConfig(2, 2, 1, 0.5), 0.25, long_names=0.0, ranked=False, tokens=160, batch=2)
+STAGE = Stage(ReadingConfig(2, 2, 1, 0.5), 0.25, ranked=False, tokens=160, batch=2)
 VOCABULARY = 400
 CONFIG = decoder_config(
     vocab_size=VOCABULARY, hidden_size=64, head_dim=16, num_hidden_layers=3, intermediate_size=48
@@ -137,29 +136,11 @@ def test_the_loss_is_that_of_answers_and_half_of_all_else(tokenizer, texts):
 
 
 def test_answers_are_never_in_a_question():
-    reading = generate_reading(STAGE.reading, NameBook("train"), 0, 5)
+    reading = generate_reading(STAGE.reading, 0, 5)
     assert all(answer not in question for question, answer in reading.questions)
 
 
-RANKED = Stage(ReadingConfig(6, 2, 1, 0.8), 0.5, long_names=0.5, ranked=True, tokens=160, batch=2)
-
-
-def test_some_texts_have_long_names():
-    """Whichever kind of text it is; nothing else of a text's making goes by it."""
-    kinds = ((0.0, "plain"), (1.0, "of a family"))
-    for share, kind in kinds:
-        stage = dataclasses.replace(RANKED, family_share=share)
-        lengths = {
-            long: [
-                np.mean([len(p.title) for p in reader_texts._text(of, 0, index).passages])
-                for index in range(40)
-            ]
-            for long in (0.0, 0.5, 1.0)
-            for of in [dataclasses.replace(stage, long_names=long)]
-        }
-        same = {long: np.equal(lengths[0.5], lengths[long]) for long in (0.0, 1.0)}
-        assert (same[0.0] ^ same[1.0]).all(), kind
-        assert 8 < same[1.0].sum() < 32, kind
+RANKED = Stage(ReadingConfig(6, 2, 1, 0.8), 0.5, ranked=True, tokens=160, batch=2)
 
 
 def test_passages_stand_as_a_retriever_puts_them_for_the_first_question():
@@ -229,9 +210,9 @@ def test_families_have_their_share_of_the_first_texts_of_rows(tokenizer, monkeyp
     made = reader_texts.generate_family_reading
     families, first = [], []
 
-    def record(config, names, family, index):
+    def record(config, family, index):
         families.append(family)
-        return made(config, names, family, index)
+        return made(config, family, index)
 
     text = reader_texts._text
 

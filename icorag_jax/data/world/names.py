@@ -1,8 +1,8 @@
 """Made-up names: pronounceable, no two alike, and none of their words in two splits.
 
-A name has a head, a word of two syllables or more that only one split uses, and a tail: another
-such word (people, archives), an ending (places, aliases) or an English noun (works, organisations,
-sources). Names that share their head are similar.
+A name has a head, a word of two syllables that only one split uses, and a tail: another such word
+(people, archives), an ending (places, aliases) or an English noun (works, organisations, sources).
+Names that share their head are similar.
 """
 
 from typing import Literal, NamedTuple
@@ -91,16 +91,9 @@ class Name(NamedTuple):
 class NameBook:
     """Gives out the names of one split, each once."""
 
-    def __init__(self, split: Split, syllables: int = 2):
-        """A book in which no name is taken.
-
-        Args:
-            split: whose words names are of.
-            syllables: of a word. Those after the second are any: which one follows which then says
-                nothing of the split.
-        """
+    def __init__(self, split: Split):
+        """A book in which no name is taken."""
         self._remainders = _REMAINDERS[split]
-        self._more = syllables - 2
         self._taken: set[str] = set()
 
     def draw(self, kind: Kind, draws: Draws, head: str | None = None) -> Name:
@@ -131,5 +124,4 @@ class NameBook:
         # Counted from the first, so that every syllable comes second in the words of every split:
         # a reader that never met one there could not copy it.
         second = (first + shift) % len(_SYLLABLES)
-        more = [draws.choice(_SYLLABLES) for _ in range(self._more)]
-        return "".join([_SYLLABLES[first], _SYLLABLES[second], *more]).capitalize()
+        return (_SYLLABLES[first] + _SYLLABLES[second]).capitalize()

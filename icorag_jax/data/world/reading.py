@@ -3,7 +3,7 @@
 Plain reading has a question for each fact that a passage states, and nothing has to be combined.
 Its passages share entities and relations, so that neither the subject alone nor the relation alone
 tells the answer. The reading of a family is one of its questions with plain ones on the same
-passages.
+passages. The names are those of training.
 """
 
 import dataclasses
@@ -60,12 +60,11 @@ class Reading:
     questions: tuple[tuple[str, str], ...]
 
 
-def generate_reading(config: ReadingConfig, names: NameBook, seed: int, index: int) -> Reading:
+def generate_reading(config: ReadingConfig, seed: int, index: int) -> Reading:
     """A text with its questions; the same numbers give the same one on every machine.
 
     Args:
         config: how hard it is.
-        names: where names are from.
         seed: of a sequence of texts.
         index: which one of the sequence.
     """
@@ -74,7 +73,7 @@ def generate_reading(config: ReadingConfig, names: NameBook, seed: int, index: i
     # One fact a passage as far as the scene goes: all facts are drawn here, to be asked about.
     scene = Scene(
         WorldConfig(facts=1, fillers=config.fillers, archive_share=0.9 if archived else 0.0),
-        names,
+        NameBook("train"),
         draws,
     )
     passages, questions = [], []
@@ -108,18 +107,15 @@ def generate_reading(config: ReadingConfig, names: NameBook, seed: int, index: i
     return Reading(tuple(draws.shuffled(passages)), tuple(questions))
 
 
-def generate_family_reading(
-    config: WorldConfig, names: NameBook, family: Family, index: int
-) -> Reading:
+def generate_family_reading(config: WorldConfig, family: Family, index: int) -> Reading:
     """A question of a family, and after it one for each fact that its passages agree on.
 
     Args:
         config: settings of the world.
-        names: where names are from.
         family: of the first question.
         index: which one of the family's.
     """
-    question, scene = generate_scene(config, names, "train", family, index)
+    question, scene = generate_scene(config, NameBook("train"), "train", family, index)
     facts: dict[tuple[str, str], list[Statement]] = {}
     for statement in scene.statements():
         facts.setdefault((statement.subject.key, statement.relation.name), []).append(statement)
