@@ -69,8 +69,7 @@ class Method(nn.Module):
         config = self.config
         self.interface = Interface(config.interface, self.decoder)
         if config.kind != "shared":
-            reads = _READS[config.kind]
-            self.updater = Updater(config.updater, config.interface, config.passages, reads)
+            self.updater = Updater(config.updater, config.interface, _READS[config.kind])
 
     def __call__(self, context: Context, fed: Context | None = None) -> EvidenceEdit:
         """How rows of questions and answers see evidence, float32; `fed` as in `state`."""

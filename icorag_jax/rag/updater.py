@@ -69,13 +69,11 @@ class Updater(nn.Module):
     Attributes:
         config: how it reads.
         interface: sizes of the interface.
-        passages: of a question, at most; learned vectors are as many.
-        reads: what it reads.
+        reads: what it reads; learned vectors are as many as a question may have passages.
     """
 
     config: UpdaterConfig
     interface: InterfaceConfig
-    passages: int
     reads: Reads = "passages"
 
     @nn.compact
@@ -127,14 +125,12 @@ class Updater(nn.Module):
 
     def _learned(self, features: Features) -> Features:
         """Learned vectors in the place of all that the updater sees."""
-        batch, _, axes = features.words.shape
-        shape = self.passages, self.interface.passage_features
-        slots = self.param("slots", nn.initializers.normal(1.0), shape)
+        slots = self.param("slots", nn.initializers.normal(1.0), features.passages.shape[1:])
         return Features(
             question=jnp.ones_like(features.question),
-            passages=jnp.broadcast_to(slots, (batch, *shape)),
-            words=jnp.zeros((batch, self.passages, axes)),
-            present=jnp.ones((batch, self.passages), bool),
+            passages=jnp.broadcast_to(slots, features.passages.shape),
+            words=jnp.zeros_like(features.words),
+            present=jnp.ones_like(features.present),
         )
 
 

@@ -12,7 +12,6 @@ from small import DECODER, INTERFACE, KINDS
 from icorag_jax.rag import frozen
 from icorag_jax.rag.context import control_context
 from icorag_jax.rag.method import (
-    Method,
     MethodConfig,
     count_parameters,
     predict_change,
@@ -22,6 +21,7 @@ from icorag_jax.rag.words import KERNELS, SPANS
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 change_of = jax.jit(predict_change, static_argnums=(0, 1))
+state_of = jax.jit(predict_state, static_argnums=(0, 1))
 
 
 def edit_of(kind, context, fed=None, parameters=None):
@@ -77,10 +77,7 @@ class TestChange:
     @kinds
     def test_is_the_state_without_the_shared_one(self, kind):
         context, parameters = small.reading().context, small.drawn(kind)
-        module = Method(small.method(kind), DECODER)
-        _, state = jax.jit(module.apply, static_argnames="method")(
-            {"params": parameters}, context, method=Method.state
-        )
+        _, state = state_of(small.method(kind), DECODER, parameters, context)
         shared = parameters["interface"]
         expected = [
             state.bias - shared["bias"][None], state.words, state.value - shared["value"][None]
@@ -107,9 +104,7 @@ class TestChange:
     def test_of_feedback_alone_is_on_the_words_of_passages(self, kind):
         """Its coordinates are passages of the question, so that a blind method must have none."""
         context = small.reading().context
-        _, state = jax.jit(predict_state, static_argnums=(0, 1))(
-            small.method(kind), DECODER, small.drawn(kind), context
-        )
+        _, state = state_of(small.method(kind), DECODER, small.drawn(kind), context)
         assert bool(jnp.any(state.words != 0)) == (kind == "feedback")
 
     def test_of_the_updater_goes_by_the_passages(self):

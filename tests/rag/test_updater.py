@@ -168,7 +168,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     words = np.zeros((passages + 2, KERNELS * (passages + 2)))
     old = InterfaceState(start_bias, np.zeros((asked, words.shape[1])), start_value)
     single = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)  # noqa: E731
-    found = jax.jit(Updater(UpdaterConfig(steps=1), config, passages + 2).apply)(
+    found = jax.jit(Updater(UpdaterConfig(steps=1), config).apply)(
         {"params": jax.tree.map(jnp.asarray, parameters)},
         single(Features(question, features, words, present)),
         single(old),
@@ -184,7 +184,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     np.testing.assert_allclose(found.value[0] - start_value, step[asked:, -rank:], atol=1e-4)
 
 
-MODULE = Updater(UpdaterConfig(steps=2), INTERFACE, 3)
+MODULE = Updater(UpdaterConfig(steps=2), INTERFACE)
 PARAMETERS = small.drawn("updater")["updater"]
 
 
@@ -240,7 +240,7 @@ def test_updates_are_those_of_numpy(seed):
 def test_the_bias_of_a_passage_gains_what_passages_say_of_each_other():
     """`sum_i w_i (a . rho_i)(eta x_i . b_j + eta' k(i, j))`: the cross terms of one read."""
     features, state = random_features(), small.random_state()
-    one = Updater(UpdaterConfig(steps=1), INTERFACE, 3)
+    one = Updater(UpdaterConfig(steps=1), INTERFACE)
     parameters = {**PARAMETERS, "sharpness": jnp.zeros(1), "keys": jnp.eye(len(PARAMETERS["keys"]))}
     parameters["step_sizes"] = PARAMETERS["step_sizes"][:1]
     new = jax.jit(one.apply)({"params": parameters}, features, state)
