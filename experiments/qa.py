@@ -63,14 +63,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             methods=(
                 "closed_book", "frozen", "shared", "blind", "updater", "updater_shuffled", "tta",
             ),
-            evidence_tokens=256, answered_questions=60, gold_steps=150, gold_batch=48, steps=40,
+            evidence_tokens=256, answered_questions=60,
+            selection_steps=150, selection_batch=48, steps=40,
             tuning_questions=2, adaptation_steps=3, adapted_questions=60, evaluation_batch=60,
         ),
     },
     "paper": {
         "questions": QaData(train_questions=1000, evaluation_questions=500),
         "use": QaMethods(
-            gold_steps=2000, steps=2000, adapted_questions=500, tuning_questions=30,
+            selection_steps=2000, steps=2000, adapted_questions=500, tuning_questions=30,
             adaptation_steps=10,
         ),
     },

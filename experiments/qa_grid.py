@@ -61,7 +61,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "transfer": ("bm25", "dense"),
         "questions": QaData(train_questions=1000, evaluation_questions=500),
         "use": QaMethods(
-            gold_steps=2000,
+            selection_steps=2000,
             steps=2000,
             adapted_questions=500,
             tuning_questions=30,

@@ -55,8 +55,8 @@ FAMILIES, TRAIN, HELD_OUT = ("single_fact", "bridge", "conflict"), 2, 1
 SIZES = BatchConfig(passages=3, evidence_tokens=200, question_tokens=160, answer_tokens=4)
 INTERFACE = {{"pools": 2, "pool_features": 3, "rank": 2}}
 LEARNING = LearningConfig(
-    gold_steps=1, gold_batch=4, gold_rate=1e-2,
-    steps=3, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, gold_weight=0.5,
+    selection_steps=1, selection_batch=4, selection_rate=1e-2,
+    steps=3, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, selection_weight=0.5,
     seed=0, checkpoint_every=2,
 )
 """,

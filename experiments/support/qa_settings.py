@@ -34,18 +34,18 @@ class QaMethods:
         question_tokens: of a question, at most.
         answer_tokens: of an answer, at most.
         answered_questions: training questions of each benchmark that the loss of answers is on,
-            the first ones; that of gold passages is on all. Of these the whole frozen model's
+            the first ones; that of selection is on all. Of these the whole frozen model's
             evidence is held in memory, 1.5 MB a question of the small backbones.
-        gold_steps: see `icorag_jax.rag.learning.LearningConfig`; none where no gold passages are
-            known.
-        gold_batch: likewise.
-        gold_rate: likewise.
+        selection_steps: see `icorag_jax.rag.learning.LearningConfig`; none where no passage found
+            has an answer.
+        selection_batch: likewise.
+        selection_rate: likewise.
         steps: likewise.
         batch: likewise.
         learning_rate: likewise.
         weight_decay: of training.
         bias_penalty: see `icorag_jax.rag.learning.LearningConfig`.
-        gold_weight: likewise.
+        selection_weight: likewise.
         method_seed: of training.
         tuning_questions: training questions of each benchmark that test-time adaptation is tuned
             on.
@@ -68,15 +68,15 @@ class QaMethods:
     question_tokens: int = 64
     answer_tokens: int = 12
     answered_questions: int = 400
-    gold_steps: int = 400
-    gold_batch: int = 64
-    gold_rate: float = 5e-3
+    selection_steps: int = 400
+    selection_batch: int = 64
+    selection_rate: float = 5e-3
     steps: int = 400
     batch: int = 16
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     bias_penalty: float = 1e-4
-    gold_weight: float = 1.0
+    selection_weight: float = 1.0
     method_seed: int = 0
     tuning_questions: int = 10
     adaptation_steps: int = 5
@@ -101,15 +101,15 @@ class QaMethods:
     def learning_config(self) -> LearningConfig:
         """How methods are trained."""
         return LearningConfig(
-            gold_steps=self.gold_steps,
-            gold_batch=self.gold_batch,
-            gold_rate=self.gold_rate,
+            selection_steps=self.selection_steps,
+            selection_batch=self.selection_batch,
+            selection_rate=self.selection_rate,
             steps=self.steps,
             batch=self.batch,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             bias_penalty=self.bias_penalty,
-            gold_weight=self.gold_weight,
+            selection_weight=self.selection_weight,
             seed=self.method_seed,
             checkpoint_every=50,
         )

@@ -18,7 +18,7 @@ from icorag_jax.files import write_atomically
 from icorag_jax.rag.batches import Batch, BatchConfig, make_batch
 from icorag_jax.rag.frozen import Reading, read, read_below
 from icorag_jax.rag.learning import learn
-from icorag_jax.rag.losses import has_gold_loss
+from icorag_jax.rag.losses import has_selection_loss
 from icorag_jax.rag.method import Kind
 from icorag_jax.rag.readings import Pool, join_readings, take_readings
 from icorag_jax.rag.storage import StoredMethod, load_method, save_method
@@ -79,11 +79,11 @@ class Training:
         first = {name: part[:count] for name, part in self.questions.items()}
         return Pool(self._readings, _among(first, names))
 
-    def gold(self, names: Collection[str]) -> Pool:
-        """All questions of some benchmarks for which there is a loss of gold passages."""
+    def selection(self, names: Collection[str]) -> Pool:
+        """All questions of some benchmarks for which there is a loss of selection."""
         among = _among(self.questions, names)
-        known, present = self._below.is_gold[among], self._below.context.present[among]
-        says = has_gold_loss(jnp.asarray(known), jnp.asarray(present))
+        known, present = self._below.is_positive[among], self._below.context.present[among]
+        says = has_selection_loss(jnp.asarray(known), jnp.asarray(present))
         return Pool(self._below, among[np.asarray(says)])
 
     @functools.cached_property
@@ -150,12 +150,12 @@ def train_methods(
         path = folder / kind
         if not path.exists():
             config = settings.method_config(kind, model.config, subject.passages)
-            gold, answers = training.gold(names), training.answers(names)
+            selection, answers = training.selection(names), training.answers(names)
             learning = settings.learning_config()
-            if gold.among is not None and not gold.among.size:
-                learning = dataclasses.replace(learning, gold_steps=0)
+            if selection.among is not None and not selection.among.size:
+                learning = dataclasses.replace(learning, selection_steps=0)
             parameters, losses = learn(
-                config, model.config, learning, model.parameters, gold, answers,
+                config, model.config, learning, model.parameters, selection, answers,
                 folder / "checkpoints" / kind,
             )  # fmt: skip
             stored = StoredMethod(

@@ -57,7 +57,8 @@ class Batch(NamedTuple):
         is_answer: rows of the answer, the token that ends it included.
         traits: what the retriever says of passages.
         present: whether there is a passage.
-        is_gold: whether a passage is known to be one that the answer needs.
+        is_positive: whether an answer is read off a passage (`RetrievedQuestion.positive`); for
+            training, nowhere without answers.
     """
 
     evidence_tokens: Int[np.ndarray, "batch evidence"]
@@ -69,7 +70,7 @@ class Batch(NamedTuple):
     is_answer: Bool[np.ndarray, "batch tokens"]
     traits: Float[np.ndarray, "batch passages traits"]
     present: Bool[np.ndarray, "batch passages"]
-    is_gold: Bool[np.ndarray, "batch passages"]
+    is_positive: Bool[np.ndarray, "batch passages"]
 
 
 def make_batch(
@@ -120,7 +121,7 @@ def make_batch(
         is_answer=np.zeros((count, rows), bool),
         traits=np.zeros((count, config.passages, TRAITS), np.float32),
         present=np.zeros((count, config.passages), bool),
-        is_gold=np.zeros((count, config.passages), bool),
+        is_positive=np.zeros((count, config.passages), bool),
     )
     scores = np.zeros((count, config.passages))
     for row, asked in enumerate(questions):
@@ -133,11 +134,11 @@ def make_batch(
         _fill_evidence(batch, row, prompt)
         shown = len(prompt.passages)
         batch.present[row, :shown] = True
-        batch.is_gold[row, :shown] = [known is True for known in asked.gold[:shown]]
         scores[row, :shown] = asked.scores[:shown]
         start = len(prompt.evidence_tokens)
         tokens = [first]
         if answers:
+            batch.is_positive[row, :shown] = asked.positive[:shown]
             tokens.append(_answer(config, decoder, tokenizer, asked.question.answers[0]))
         filled = np.concatenate(tokens)
         batch.tokens[row, : len(filled)] = filled

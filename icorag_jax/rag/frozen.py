@@ -38,7 +38,7 @@ class Reading(NamedTuple):
         tokens: of question and answer rows.
         positions: -1 at padding.
         is_answer: rows of the answer.
-        is_gold: passages that are known to be needed.
+        is_positive: see `icorag_jax.rag.batches.Batch`.
     """
 
     context: Context
@@ -46,7 +46,7 @@ class Reading(NamedTuple):
     tokens: Int[Array, "batch tokens"]
     positions: Int[Array, "batch tokens"]
     is_answer: Bool[Array, "batch tokens"]
-    is_gold: Bool[Array, "batch passages"]
+    is_positive: Bool[Array, "batch passages"]
 
 
 def upper_decoder(
@@ -122,7 +122,7 @@ def read_rows(
         tokens=context.question_tokens,
         positions=positions,
         is_answer=jnp.asarray(batch.is_answer),
-        is_gold=jnp.asarray(batch.is_gold),
+        is_positive=jnp.asarray(batch.is_positive),
     )
     return reading, cache
 
@@ -141,7 +141,7 @@ def read(decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer:
 def read_below(
     decoder: DecoderConfig, parameters: Parameters, batch: Batch, *, layer: int
 ) -> Reading:
-    """`read` without the evidence of the upper layers, which the loss `gold` does without."""
+    """`read` without the evidence of the upper layers, which the loss `selection` does without."""
     lower, below = _take_layers(decoder, parameters, slice(layer))
     rows = batch.evidence_tokens, batch.evidence_positions, batch.passage_of
     tokens, positions, passages = (jnp.asarray(array) for array in rows)

@@ -35,36 +35,36 @@ class LearningConfig:
     """How a method is trained.
 
     Attributes:
-        gold_steps: steps of the optimizer on the loss `gold` alone, before the others.
-        gold_batch: questions of each of these.
+        selection_steps: steps of the optimizer on the loss `selection` alone, before the others.
+        selection_batch: questions of each of these.
         steps: of the optimizer on all losses.
         batch: questions a step.
-        gold_rate: the highest learning rate of the first steps; reached after a tenth of them,
+        selection_rate: the highest learning rate of the first steps; reached after a tenth of them,
             then falls to 0.
         learning_rate: likewise of the others.
         weight_decay: of AdamW.
         bias_penalty: weight of the mean square of the logit bias.
-        gold_weight: weight of the loss `gold` of passages that are known to be needed.
+        selection_weight: weight of the loss `selection`.
         seed: of parameters and batches.
         checkpoint_every: steps from one checkpoint to the next.
     """
 
-    gold_steps: int
-    gold_batch: int
+    selection_steps: int
+    selection_batch: int
     steps: int
     batch: int
-    gold_rate: float
+    selection_rate: float
     learning_rate: float
     weight_decay: float
     bias_penalty: float
-    gold_weight: float
+    selection_weight: float
     seed: int
     checkpoint_every: int
 
     @property
     def all_steps(self) -> int:
         """Of both kinds."""
-        return self.gold_steps + self.steps
+        return self.selection_steps + self.steps
 
 
 class LearningState(NamedTuple):
@@ -90,17 +90,17 @@ def make_optimizer(config: LearningConfig) -> optax.GradientTransformation:
 
     rate = optax.join_schedules(
         [
-            schedule(config.gold_steps, config.gold_rate),
+            schedule(config.selection_steps, config.selection_rate),
             schedule(config.steps, config.learning_rate),
         ],
-        [config.gold_steps],
+        [config.selection_steps],
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
     )
 
 
-@functools.partial(jax.jit, static_argnames=("method", "decoder", "config", "gold_alone"))
+@functools.partial(jax.jit, static_argnames=("method", "decoder", "config", "selection_alone"))
 def learning_step(
     method: MethodConfig,
     decoder: DecoderConfig,
@@ -109,13 +109,13 @@ def learning_step(
     state: LearningState,
     reading: Reading,
     *,
-    gold_alone: bool = False,
+    selection_alone: bool = False,
 ) -> tuple[LearningState, LearningLosses]:
     """One step of the optimizer; the state stays as it was where a gradient is not finite."""
     gradient = jax.value_and_grad(method_loss, argnums=4, has_aux=True)
-    weights = LossWeights(config.bias_penalty, config.gold_weight)
+    weights = LossWeights(config.bias_penalty, config.selection_weight)
     (_, losses), slopes = gradient(
-        method, decoder, weights, frozen, state.parameters, reading, gold_alone=gold_alone
+        method, decoder, weights, frozen, state.parameters, reading, selection_alone=selection_alone
     )
     norm = optax.tree.norm(slopes)
     with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
@@ -132,7 +132,7 @@ def learn(
     decoder: DecoderConfig,
     config: LearningConfig,
     frozen: Parameters,
-    gold: Pool,
+    selection: Pool,
     answers: Pool,
     checkpoints: Path,
     *,
@@ -145,8 +145,8 @@ def learn(
         decoder: of the frozen model.
         config: how it is trained.
         frozen: the frozen model's parameters.
-        gold: what the steps on the loss `gold` alone are on; for these, readings without the
-            evidence of the upper layers will do (`icorag_jax.rag.frozen.read_below`).
+        selection: what the steps on that loss alone are on; for these, readings without
+            the evidence of the upper layers will do (`icorag_jax.rag.frozen.read_below`).
         answers: what the other steps are on.
         checkpoints: folder of this training's states.
         place: puts a batch on devices, as `icorag_jax.rag.placement.split_questions` does.
@@ -162,8 +162,8 @@ def learn(
     key = jax.random.key(config.seed)
     parameters = init_method(method, decoder, key)
     state = LearningState(jnp.int32(0), parameters, make_optimizer(config).init(parameters))
-    kept = gold.readings._replace(evidence=cut_evidence(gold.readings.evidence, 0))
-    gold = gold._replace(readings=kept)
+    kept = selection.readings._replace(evidence=cut_evidence(selection.readings.evidence, 0))
+    selection = selection._replace(readings=kept)
     rows: list[dict[str, int | float]] = []
     recent: list[LearningLosses] = []
     with open_checkpoints(checkpoints) as stored:
@@ -176,11 +176,13 @@ def learn(
         steps = range(done, last)
         with tqdm(steps, initial=done, total=last, unit="step", desc=method.kind) as progress:
             for step in progress:
-                gold_alone = step < config.gold_steps
-                pool, size = (gold, config.gold_batch) if gold_alone else (answers, config.batch)
+                selection_alone = step < config.selection_steps
+                pool, size = answers, config.batch
+                if selection_alone:
+                    pool, size = selection, config.selection_batch
                 reading = place(pool.pick(size, (config.seed, step)))
                 state, losses = learning_step(
-                    method, decoder, config, frozen, state, reading, gold_alone=gold_alone
+                    method, decoder, config, frozen, state, reading, selection_alone=selection_alone
                 )
                 recent.append(losses)
                 if (step + 1) % config.checkpoint_every and step + 1 < last:
@@ -195,7 +197,7 @@ def learn(
                 found = found[finite].mean(axis=0)
                 history[step // config.checkpoint_every] = found
                 progress.set_postfix(
-                    answers=f"{found[0]:.3f}", gold=f"{found[2]:.3f}", exact=f"{found[3]:.3f}"
+                    answers=f"{found[0]:.3f}", selection=f"{found[2]:.3f}", exact=f"{found[3]:.3f}"
                 )
                 stored.save(step + 1, (state, jnp.asarray(history)))
                 recent = []

@@ -1,4 +1,4 @@
-"""What learning minimizes: the loss of answers, that of gold passages, a penalty on the bias."""
+"""What learning minimizes: losses of answers and of selected passages, a penalty on the bias."""
 
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ class LossWeights(NamedTuple):
 
     Attributes:
         bias: the mean square of the logit bias.
-        gold: see `gold_losses`.
+        selection: see `selection_losses`.
     """
 
     bias: float
-    gold: float
+    selection: float
 
 
 class LearningLosses(NamedTuple):
@@ -32,14 +32,14 @@ class LearningLosses(NamedTuple):
         answers: mean cross entropy of answers, a question's tokens summed; 0 where it was not
             computed.
         penalty: mean square of the logit bias.
-        gold: see `gold_losses`; over the questions for which it says something.
+        selection: see `selection_losses`; over the questions for which it says something.
         exact: share of answers whose tokens are all the likeliest, likewise.
         gradient_norm: before clipping.
     """
 
     answers: Float[Array, ""]
     penalty: Float[Array, ""]
-    gold: Float[Array, ""]
+    selection: Float[Array, ""]
     exact: Float[Array, ""]
     gradient_norm: Float[Array, ""]
 
@@ -71,32 +71,32 @@ def score_answers(
     return jnp.sum(jnp.where(where, losses, 0), axis=1), exact
 
 
-def has_gold_loss(
-    is_gold: Bool[Array, "batch passages"], present: Bool[Array, "batch passages"]
+def has_selection_loss(
+    is_positive: Bool[Array, "batch passages"], present: Bool[Array, "batch passages"]
 ) -> Bool[Array, "batch"]:
-    """Whether `gold_losses` say something: some passages are gold, and some are not."""
-    return is_gold.any(axis=1) & (present & ~is_gold).any(axis=1)
+    """Whether `selection_losses` say something: some passages are positive, and some are not."""
+    return is_positive.any(axis=1) & (present & ~is_positive).any(axis=1)
 
 
-def gold_losses(
+def selection_losses(
     scores: Float[Array, "batch passages"],
-    is_gold: Bool[Array, "batch passages"],
+    is_positive: Bool[Array, "batch passages"],
     present: Bool[Array, "batch passages"],
 ) -> tuple[Float[Array, "batch"], Bool[Array, "batch"]]:
-    """Cross entropy of the gold passages under the softmax of scores, their mean.
+    """Cross entropy of the positive passages under the softmax of scores, their mean.
 
     Args:
         scores: of passages, `icorag_jax.rag.interface.passage_scores`.
-        is_gold: which are known to be needed.
+        is_positive: see `icorag_jax.rag.batches.Batch`.
         present: which there are.
 
     Returns:
-        The loss, and whether it says something, `has_gold_loss`.
+        The loss, and whether it says something, `has_selection_loss`.
     """
     shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
-    each = jnp.where(is_gold, -jax.nn.log_softmax(shown, axis=-1), 0)
-    says = has_gold_loss(is_gold, present)
-    count = jnp.maximum(is_gold.sum(axis=1), 1).astype(scores.dtype)
+    each = jnp.where(is_positive, -jax.nn.log_softmax(shown, axis=-1), 0)
+    says = has_selection_loss(is_positive, present)
+    count = jnp.maximum(is_positive.sum(axis=1), 1).astype(scores.dtype)
     return jnp.where(says, each.sum(axis=1) / count, 0), says
 
 
@@ -108,7 +108,7 @@ def method_loss(
     parameters: Any,
     reading: Reading,
     *,
-    gold_alone: bool,
+    selection_alone: bool,
 ) -> tuple[Float[Array, ""], LearningLosses]:
     """What learning minimizes.
 
@@ -119,21 +119,21 @@ def method_loss(
         frozen: the whole frozen model's parameters.
         parameters: of the method.
         reading: of questions with answers.
-        gold_alone: leave the loss of answers out.
+        selection_alone: leave the loss of answers out.
     """
     features, state = predict_state(method, decoder, parameters, reading.context)
     edit = state_edit(method, decoder, parameters, features, state)
     penalty = jnp.mean(jnp.square(edit.logit_bias))
-    each, says = gold_losses(
-        passage_scores(features, state), reading.is_gold, reading.context.present
+    each, says = selection_losses(
+        passage_scores(features, state), reading.is_positive, reading.context.present
     )
-    gold = each.sum() / jnp.maximum(says.sum(), 1).astype(each.dtype)
+    selection = each.sum() / jnp.maximum(says.sum(), 1).astype(each.dtype)
     zero = jnp.float32(0)
-    if gold_alone:
+    if selection_alone:
         # A penalty on biases would but shrink the gains of heads, which nothing else acts on here.
-        return weights.gold * gold, LearningLosses(zero, penalty, gold, zero, zero)
+        return weights.selection * selection, LearningLosses(zero, penalty, selection, zero, zero)
     upper = upper_decoder(decoder, frozen, method.interface.layer)
     losses, exact = answer_losses(*upper, reading, edit)
-    found = LearningLosses(losses.mean(), penalty, gold, exact.mean(), zero)
-    total = found.answers + weights.bias * penalty + weights.gold * gold
+    found = LearningLosses(losses.mean(), penalty, selection, exact.mean(), zero)
+    total = found.answers + weights.bias * penalty + weights.selection * selection
     return total, found

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from icorag_jax.data.answers import answer_hits
 from icorag_jax.data.records import CorpusPassage, Question
-from icorag_jax.retrieval.retriever import MISSING, Index, SearchResults
+from icorag_jax.retrieval.retriever import MISSING, Index, SearchResults, passage_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,20 @@ class RetrievedQuestion:
         """
         gold = {(p.title, p.text) for p in self.question.passages if p.is_gold}
         return tuple((p.title, p.text) in gold if gold else None for p in self.passages)
+
+    @property
+    def positive(self) -> tuple[bool, ...]:
+        """Whether an answer is read off each passage found: which a reader is taught to look at.
+
+        Passages whose title or text have an answer, as Karpukhin et al. (2020) choose a dense
+        retriever's positive passages; but none that is known not to be needed, where an answer
+        occurs by chance.
+
+        Raises:
+            ValueError: the question has no answers.
+        """
+        hits = answer_hits([passage_text(p) for p in self.passages], self.question.answers)
+        return tuple(hit and known is not False for hit, known in zip(hits, self.gold, strict=True))
 
 
 def retrieve(

@@ -24,7 +24,7 @@ QUESTIONS = QaData(
 )
 USE = QaMethods(
     pools=2, pool_features=3, rank=2, evidence_tokens=240, question_tokens=100, answer_tokens=4,
-    gold_steps=1, gold_batch=2, steps=3, batch=2, tuning_questions=1, adaptation_steps=2,
+    selection_steps=1, selection_batch=2, steps=3, batch=2, tuning_questions=1, adaptation_steps=2,
     adapted_questions=2, evaluation_batch=2, answered_questions=2,
 )  # fmt: skip
 
@@ -87,9 +87,7 @@ def test_another_backbone_of_the_same_name_is_refused(finished, tmp_path):
         qa.main(config)
 
 
-def test_answers_are_learned_from_the_first_questions_and_gold_passages_from_all(
-    backbone, tmp_path
-):
+def test_answers_are_learned_from_the_first_questions_and_selection_from_all(backbone, tmp_path):
     sets = load_questions(QUESTIONS, tmp_path)
     subject = Subject(load_backbone(backbone, jnp.float32), USE, QUESTIONS.passages)
     training = Training(subject, sets.train)
@@ -100,12 +98,12 @@ def test_answers_are_learned_from_the_first_questions_and_gold_passages_from_all
 
     assert rows(training.answers(["bridge"])) == tokens[3:5].tolist()
     assert rows(training.answers(sets.train)) == tokens[[0, 1, 3, 4]].tolist()
-    found = np.asarray([any(asked.gold) for part in sets.train.values() for asked in part])
-    few = np.asarray([not all(asked.gold) for part in sets.train.values() for asked in part])
+    found = np.asarray([any(asked.positive) for part in sets.train.values() for asked in part])
+    few = np.asarray([not all(asked.positive) for part in sets.train.values() for asked in part])
     assert found.sum() > 3
-    assert rows(training.gold(sets.train)) == tokens[found & few].tolist()
-    assert rows(training.gold(["bridge"])) == tokens[3:][(found & few)[3:]].tolist()
-    assert not training.gold(["bridge"]).readings.evidence.keys.size
+    assert rows(training.selection(sets.train)) == tokens[found & few].tolist()
+    assert rows(training.selection(["bridge"])) == tokens[3:][(found & few)[3:]].tolist()
+    assert not training.selection(["bridge"]).readings.evidence.keys.size
 
 
 def test_nothing_to_train_on_is_an_error(backbone, tmp_path):

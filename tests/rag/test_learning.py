@@ -19,9 +19,9 @@ from icorag_jax.training_checkpoints import TrainingCheckpoints
 
 FROZEN, READINGS = small.parameters(), jax.device_get(small.reading())
 CONFIG = LearningConfig(
-    gold_steps=0, gold_batch=4, gold_rate=3e-2,
-    steps=6, batch=3, learning_rate=3e-2, weight_decay=1e-3, bias_penalty=1e-2, gold_weight=0.5,
-    seed=4, checkpoint_every=2,
+    selection_steps=0, selection_batch=4, selection_rate=3e-2,
+    steps=6, batch=3, learning_rate=3e-2, weight_decay=1e-3, bias_penalty=1e-2,
+    selection_weight=0.5, seed=4, checkpoint_every=2,
 )  # fmt: skip
 METHOD = small.method("updater")
 
@@ -79,7 +79,7 @@ def test_the_history_has_a_row_a_checkpoint(trained):
     _, history = trained
     assert [row["step"] for row in history] == [2, 4, 6]
     assert list(history[0]) == [
-        "step", "answers", "penalty", "gold", "exact", "gradient_norm",
+        "step", "answers", "penalty", "selection", "exact", "gradient_norm",
     ]  # fmt: skip
     assert all(np.isfinite(list(row.values())).all() for row in history)
 
@@ -108,7 +108,7 @@ def test_a_training_of_other_sizes_is_refused(folder, trained):
 def test_a_few_questions_are_learned_by_heart(tmp_path):
     config = dataclasses.replace(
         CONFIG, steps=40, batch=4, checkpoint_every=10, learning_rate=0.05, weight_decay=0.0,
-        bias_penalty=0.0, gold_weight=0.0,
+        bias_penalty=0.0, selection_weight=0.0,
     )  # fmt: skip
     _, history = train(tmp_path, config)
     losses = [row["answers"] for row in history]
@@ -168,35 +168,37 @@ def test_nothing_but_bad_batches_is_an_error(tmp_path):
         train(tmp_path, place=poison({2, 3}))
 
 
-def test_gold_passages_are_learned_before_all_else(tmp_path, trained):
-    config = dataclasses.replace(CONFIG, gold_steps=30, steps=2, checkpoint_every=10, gold_rate=0.1)
+def test_selection_is_learned_before_all_else(tmp_path, trained):
+    config = dataclasses.replace(
+        CONFIG, selection_steps=30, selection_rate=0.1, steps=2, checkpoint_every=10
+    )
     _, history = train(tmp_path, config)
     assert [row["answers"] > 0 for row in history] == [False] * 3 + [True]
-    assert history[2]["gold"] < 0.5 * history[0]["gold"]
+    assert history[2]["selection"] < 0.5 * history[0]["selection"]
 
 
 def test_gold_passages_are_learned_on_a_pool_of_their_own(tmp_path):
     """Of readings without evidence, which other steps never see."""
     below = jax.device_get(frozen.read_below(DECODER, FROZEN, small.batch(), layer=small.LAYER))
-    config = dataclasses.replace(CONFIG, gold_steps=2, gold_batch=2, steps=2)
+    config = dataclasses.replace(CONFIG, selection_steps=2, selection_batch=2, steps=2)
     seen = []
 
     def place(reading):
         seen.append((reading.tokens.shape[0], reading.evidence.keys.shape[0]))
         return reading
 
-    gold, answers = Pool(below, np.asarray([0, 2])), Pool(READINGS)
-    learn(METHOD, DECODER, config, FROZEN, gold, answers, tmp_path, place=place)
+    selection, answers = Pool(below, np.asarray([0, 2])), Pool(READINGS)
+    learn(METHOD, DECODER, config, FROZEN, selection, answers, tmp_path, place=place)
     upper = DECODER.num_hidden_layers - small.LAYER
     assert seen == [(2, 0)] * 2 + [(3, upper)] * 2
 
 
 def test_without_answers_the_pool_makes_no_difference(tmp_path):
-    """Steps on gold passages need nothing of the upper layers."""
+    """Steps on selection need nothing of the upper layers."""
     below = jax.device_get(frozen.read_below(DECODER, FROZEN, small.batch(), layer=small.LAYER))
-    config = dataclasses.replace(CONFIG, gold_steps=4, steps=0)
+    config = dataclasses.replace(CONFIG, selection_steps=4, steps=0)
     found = [
-        learn(METHOD, DECODER, config, FROZEN, Pool(gold), Pool(READINGS), tmp_path / name)
-        for name, gold in (("below", below), ("whole", READINGS))
+        learn(METHOD, DECODER, config, FROZEN, Pool(selection), Pool(READINGS), tmp_path / name)
+        for name, selection in (("below", below), ("whole", READINGS))
     ]
     small.assert_trees_equal(*(parameters for parameters, _ in found))

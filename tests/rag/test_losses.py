@@ -15,46 +15,46 @@ from icorag_jax.rag.method import predict_state
 
 FROZEN = small.parameters()
 METHOD = small.method("updater")
-WEIGHTS = LossWeights(bias=1e-2, gold=0.5)
+WEIGHTS = LossWeights(bias=1e-2, selection=0.5)
 
 
 def test_the_loss_of_gold_passages():
     scores = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     present = np.asarray([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [0] * 4], bool)
-    gold = np.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0] * 4], bool)
-    each, says = losses.gold_losses(*map(jnp.asarray, (scores, gold, present)))
-    # Without a gold passage, and with nothing but gold ones, there is nothing to learn.
+    positive = np.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0] * 4], bool)
+    each, says = losses.selection_losses(*map(jnp.asarray, (scores, positive, present)))
+    # Without a positive passage, and with nothing but those, there is nothing to learn.
     np.testing.assert_array_equal(says, [True, False, True, False, False])
     for row in range(5):
         shares = np.exp(scores[row].astype(np.float64)) * present[row]
-        expected = -np.log(shares[gold[row]] / shares.sum()).mean() if says[row] else 0
+        expected = -np.log(shares[positive[row]] / shares.sum()).mean() if says[row] else 0
         np.testing.assert_allclose(each[row], expected, atol=1e-6)
 
 
 def test_steps_on_gold_passages_are_those_of_the_loss_without_answers():
     parameters = small.drawn("updater")
-    gold = functools.partial(
+    selection = functools.partial(
         losses.method_loss, METHOD, DECODER, WEIGHTS, FROZEN, reading=small.reading()
     )
     loss, slopes = jax.jit(
-        jax.value_and_grad(lambda p: gold(p, gold_alone=True)[0])
+        jax.value_and_grad(lambda p: selection(p, selection_alone=True)[0])
     )(parameters)  # fmt: skip
-    _, terms = jax.jit(lambda p: gold(p, gold_alone=False))(parameters)
-    np.testing.assert_allclose(loss, WEIGHTS.gold * terms.gold, rtol=1e-4)
+    _, terms = jax.jit(lambda p: selection(p, selection_alone=False))(parameters)
+    np.testing.assert_allclose(loss, WEIGHTS.selection * terms.selection, rtol=1e-4)
     assert not slopes["interface"]["gain"].any()
     assert not slopes["interface"]["value_read"].any()
     assert np.abs(slopes["updater"]["step_sizes"]).max() > 0
 
 
-def test_the_loss_is_that_of_answers_of_gold_passages_and_a_penalty_on_biases():
+def test_the_loss_is_that_of_answers_of_selection_and_a_penalty_on_biases():
     """Against NumPy, from the edit and the losses that other tests hold."""
     reading, parameters = small.reading(), small.drawn("updater")
-    weights = LossWeights(bias=0.25, gold=0.7)
+    weights = LossWeights(bias=0.25, selection=0.7)
 
     @jax.jit
     def loss(parameters):
         return losses.method_loss(
-            METHOD, DECODER, weights, FROZEN, parameters, reading, gold_alone=False
+            METHOD, DECODER, weights, FROZEN, parameters, reading, selection_alone=False
         )
 
     @jax.jit
@@ -70,11 +70,11 @@ def test_the_loss_is_that_of_answers_of_gold_passages_and_a_penalty_on_biases():
     np.testing.assert_allclose(found.penalty, penalty, rtol=1e-4)
     assert found.exact == np.mean(exact)
     features, state = predict_state(METHOD, DECODER, parameters, reading.context)
-    gold, says = losses.gold_losses(
-        passage_scores(features, state), reading.is_gold, reading.context.present
+    selection, says = losses.selection_losses(
+        passage_scores(features, state), reading.is_positive, reading.context.present
     )
     assert says.sum() >= 2
-    gold = np.asarray(gold)[np.asarray(says)].mean()
-    np.testing.assert_allclose(found.gold, gold, rtol=1e-4)
-    expected = np.mean(each) + 0.25 * penalty + 0.7 * gold
+    selection = np.asarray(selection)[np.asarray(says)].mean()
+    np.testing.assert_allclose(found.selection, selection, rtol=1e-4)
+    expected = np.mean(each) + 0.25 * penalty + 0.7 * selection
     np.testing.assert_allclose(total, expected, rtol=1e-4)

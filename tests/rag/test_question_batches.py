@@ -74,6 +74,16 @@ def test_passages_that_there_are_and_what_the_retriever_says_of_them():
     np.testing.assert_array_equal(batch.traits, retriever_traits(scores, batch.present))
 
 
+def test_passages_with_an_answer_are_marked_for_training_alone():
+    batch = make()
+    expected = np.zeros((4, 3), bool)
+    for row, asked in enumerate(small.questions()):
+        expected[row, : len(asked.passages[:3])] = asked.positive[:3]
+    assert expected.any() and not expected[:3].all()
+    np.testing.assert_array_equal(batch.is_positive, expected)
+    assert not make(answers=False).is_positive.any()
+
+
 def test_a_long_passage_is_cut_and_those_after_it_are_left_out():
     asked = small.questions()[1]
     instruction, passages, question = pieces_of(asked)

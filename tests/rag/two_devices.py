@@ -25,8 +25,8 @@ from icorag_jax.retrieval.retrieved import retrieve
 SIZES = BatchConfig(passages=3, evidence_tokens=200, question_tokens=160, answer_tokens=4)
 METHOD = dataclasses.replace(small_backbones.METHOD, passages=SIZES.passages)
 LEARNING = LearningConfig(
-    gold_steps=1, gold_batch=4, gold_rate=1e-2,
-    steps=4, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, gold_weight=0.5,
+    selection_steps=1, selection_batch=4, selection_rate=1e-2,
+    steps=4, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, selection_weight=0.5,
     seed=0, checkpoint_every=2,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Questions with what was found for them: pairs, batches, empty places, and which are gold."""
+"""Questions with what was found for them: pairs, batches, empty places, gold and positive ones."""
 
 import dataclasses
 
@@ -120,6 +120,23 @@ class TestGold:
     def test_not_known(self):
         question = Question("q", "Where?", ("Rome",), self.PASSAGES[1:])
         assert RetrievedQuestion(question, self.FOUND, (0.0,) * 5).gold == (None,) * 5
+
+    def test_positive_are_passages_with_an_answer_that_are_not_known_to_be_beside_the_point(self):
+        question = Question("q", "Where?", ("rome", "city"), self.PASSAGES)
+        known = RetrievedQuestion(question, self.FOUND, (0.0,) * 5)
+        assert known.positive == (False, True, False, False, True)
+        # Titles count, and so do all answers.
+        question = dataclasses.replace(question, passages=())
+        assert RetrievedQuestion(question, self.FOUND, (0.0,) * 5).positive == (
+            False, True, True, True, True
+        )  # fmt: skip
+        # A gold passage without an answer is on the way to it, and no more.
+        question = Question("q", "Where?", ("Oslo",), self.PASSAGES)
+        assert RetrievedQuestion(question, self.FOUND, (0.0,) * 5).positive == (False,) * 5
+        with pytest.raises(ValueError, match="no answers"):
+            _ = RetrievedQuestion(
+                Question("q", "Where?", (), self.PASSAGES), self.FOUND, (0.0,) * 5
+            ).positive
 
     def test_of_the_world_by_ids(self):
         questions = list(generate_questions(WorldConfig(seed=5, size=2, held_out=0), "train"))
