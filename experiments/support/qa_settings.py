@@ -63,7 +63,7 @@ class QaMethods:
     pools: int = 4
     pool_features: int = 16
     rank: int = 8
-    updater_steps: int = 2
+    updater_steps: int = 3
     evidence_tokens: int = 480
     question_tokens: int = 64
     answer_tokens: int = 12
@@ -73,8 +73,8 @@ class QaMethods:
     selection_rate: float = 5e-3
     steps: int = 400
     batch: int = 16
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.01
+    learning_rate: float = 1e-3
+    weight_decay: float = 1.0
     bias_penalty: float = 1e-4
     selection_weight: float = 1.0
     method_seed: int = 0

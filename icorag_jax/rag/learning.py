@@ -42,7 +42,7 @@ class LearningConfig:
         selection_rate: the highest learning rate of the first steps; reached after a tenth of them,
             then falls to 0.
         learning_rate: likewise of the others.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW, on what scores of passages are made of; see `make_optimizer`.
         bias_penalty: weight of the mean square of the logit bias.
         selection_weight: weight of the loss `selection`.
         seed: of parameters and batches.
@@ -82,7 +82,11 @@ class LearningState(NamedTuple):
 
 
 def make_optimizer(config: LearningConfig) -> optax.GradientTransformation:
-    """AdamW with clipped gradients, warm-up and a cosine, once for each kind of steps."""
+    """AdamW with clipped gradients, warm-up and a cosine, once for each kind of steps.
+
+    Gains of heads and frames of values do not decay: they would through all of the first steps,
+    which have no gradient for them.
+    """
 
     def schedule(steps: int, highest: float) -> optax.Schedule:
         warmup = max(steps // 10, 1)
@@ -95,9 +99,14 @@ def make_optimizer(config: LearningConfig) -> optax.GradientTransformation:
         ],
         [config.selection_steps],
     )
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
-    )
+    adamw = optax.adamw(rate, weight_decay=config.weight_decay, mask=_decays)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+
+def _decays(parameters: Any) -> Any:
+    """Which parameters do."""
+    kept = ("gain", "value_read", "value_write")
+    return jax.tree.map_with_path(lambda path, _: path[-1].key not in kept, parameters)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "decoder", "config", "selection_alone"))

@@ -13,8 +13,9 @@ Keys and values are learned linear maps of the interface's features of the passa
 over the question's passages for keys: `x_j = K (b_j - mean b)`, `rho_j = 1 + M b_j`, where 1 is the
 question's constant. `e_j` is the passage itself, since `V` is in terms of their vectors of words:
 a step adds to each passage's own coordinate, as gradient descent on functions of a kernel does.
-The weights are the softmax of the biases of the passages in the state that the step before has
-left.
+The weights are the softmax of the scores that the passages have in a state of their own, which
+starts from a learned `W` and takes the same steps with sizes of its own: what has to be read next,
+the passage that leads on, is not what an answer is read off in the end.
 
 The bias of passage j gains `sum_i w_i (a . rho_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
 words that two passages share beyond what others do: a passage counts for more because it resembles,
@@ -28,6 +29,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from icorag_jax.rag.interface import (
@@ -55,7 +57,7 @@ class UpdaterConfig:
         steps: reads, one after the other.
     """
 
-    steps: int = 2
+    steps: int = 3
 
     def __post_init__(self):
         """Checks the range."""
@@ -97,7 +99,11 @@ class Updater(nn.Module):
         to_value_values = self.param("value_values", small, (asked, rank))
         # Of `W`, of each kernel in `V`, and of `S`; at zero nothing is updated.
         step_sizes = self.param("step_sizes", nn.initializers.zeros, (steps, KERNELS + 2))
-        sharpness = self.param("sharpness", nn.initializers.ones, (steps,))
+        # Where the state that weighs passages starts, and its steps; after the last read, none.
+        weighing = self.param("weighing", nn.initializers.zeros, (asked, read))
+        weighing_sizes = self.param(
+            "weighing_sizes", nn.initializers.zeros, (steps - 1, KERNELS + 1)
+        )
         passages = features.passages * read**-0.5
         keys = centre(passages, present) @ to_keys
         values = (passages @ to_values).at[..., -1].add(1)
@@ -106,21 +112,24 @@ class Updater(nn.Module):
         # A vector that stands for no passage has no words, and no part in `V`.
         own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(axes // KERNELS)
         own = jnp.broadcast_to(own, (*keys.shape[:2], axes // KERNELS))
+        keys = jnp.concatenate([keys, *[own] * KERNELS, keys @ to_value_keys], axis=-1)
+        widths = np.asarray([read, *[axes // KERNELS] * KERNELS, rank])
+        columns = np.repeat(np.arange(KERNELS + 2), widths)
         blocks = (Block(asked, read + axes), Block(rank, rank))
-        for step_size, sharp in zip(step_sizes, sharpness, strict=True):
-            scores = sharp * passage_scores(features, state)
+        weigher = InterfaceState(
+            jnp.broadcast_to(weighing, state.bias.shape), *map(jnp.zeros_like, state[1:])
+        )
+        for step_size, weighing_size in zip(
+            step_sizes, jnp.pad(weighing_sizes, ((0, 1), (0, 1))), strict=True
+        ):
+            scores = passage_scores(features, weigher)
             shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
             weights = jnp.where(present, jax.nn.softmax(shown, axis=-1), 0)
-            parts = (keys, *[own] * KERNELS, keys @ to_value_keys)
-            scaled = [size * part for size, part in zip(step_size, parts, strict=True)]
-            step = jax.vmap(read_step, in_axes=(None, 0, 0, 0, 0))(
-                blocks, jnp.concatenate(scaled, axis=-1), values, weights, present
+            change = jax.vmap(read_step, in_axes=(None, 0, 0, 0, 0))(
+                blocks, keys, values, weights, present
             )
-            state = InterfaceState(
-                state.bias + step[:, :asked, :read],
-                state.words + step[:, :asked, read : read + axes],
-                state.value + step[:, asked:, read + axes :],
-            )
+            state = _take_step(state, change * step_size[columns][None, None])
+            weigher = _take_step(weigher, change * weighing_size[columns][None, None])
         return state
 
     def _learned(self, features: Features) -> Features:
@@ -132,6 +141,17 @@ class Updater(nn.Module):
             words=jnp.zeros_like(features.words),
             present=jnp.ones_like(features.present),
         )
+
+
+def _take_step(state: InterfaceState, change: Float[Array, "batch d_c d_z"]) -> InterfaceState:
+    """The state with the diagonal blocks of a change added."""
+    asked, read = state.bias.shape[1:]
+    end = read + state.words.shape[2]
+    return InterfaceState(
+        state.bias + change[:, :asked, :read],
+        state.words + change[:, :asked, read:end],
+        state.value + change[:, asked:, end:],
+    )
 
 
 def read_step(

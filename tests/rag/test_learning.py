@@ -13,7 +13,7 @@ from small import DECODER
 from icorag_jax.rag import frozen, learning
 from icorag_jax.rag.interface import InterfaceConfig
 from icorag_jax.rag.learning import LearningConfig, LearningState, learn
-from icorag_jax.rag.method import predict_change
+from icorag_jax.rag.method import init_method, predict_change
 from icorag_jax.rag.readings import Pool, take_readings
 from icorag_jax.training_checkpoints import TrainingCheckpoints
 
@@ -166,6 +166,20 @@ def test_nothing_but_bad_batches_is_an_error(tmp_path):
     message = r"no step of the last 2 up to step 4 had finite losses .*smaller learning rate"
     with pytest.raises(FloatingPointError, match=message):
         train(tmp_path, place=poison({2, 3}))
+
+
+def test_gains_and_frames_do_not_decay(tmp_path):
+    """What the first steps have no gradient for stays as it is."""
+    config = dataclasses.replace(CONFIG, selection_steps=4, steps=0, weight_decay=1.0)
+    parameters, _ = train(tmp_path, config)
+    start = init_method(METHOD, DECODER, jax.random.key(CONFIG.seed))
+    for name, leaf in start["interface"].items():
+        if name in ("gain", "value_read", "value_write"):
+            np.testing.assert_array_equal(parameters["interface"][name], leaf)
+    # One that is not zero, has no gradient either, and is not among them.
+    old, new = (tree["updater"]["value_values"] for tree in (start, parameters))
+    ratio = np.asarray(new) / np.asarray(old)
+    assert ratio.min() > 0.8 and ratio.max() < 0.99
 
 
 def test_selection_is_learned_before_all_else(tmp_path, trained):

@@ -156,14 +156,14 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     present = np.arange(passages + 2) < passages
     question = np.zeros(asked)
     question[-1] = 1
-    # The constant of the question asks for the trait of confidence, and for nothing else: its row
-    # of W is not the episode's, whose payload it therefore has to be taken out of.
-    start_bias = np.zeros((asked, read))
-    start_bias[:-1, :d], start_bias[-1, -2] = start_x[:-1], size
-    values[:d, -1] = -size * start_x[-1]
+    start_bias, weighing = np.zeros((2, asked, read))
+    start_bias[:, :d] = start_x
+    # The constant of the question asks for the trait of confidence.
+    weighing[-1, -2] = size
     parameters = {
         "keys": keys, "values": values, "value_keys": to_keys, "value_values": to_values,
-        "step_sizes": rates[None], "sharpness": np.ones(1),
+        "step_sizes": rates[None], "weighing": weighing,
+        "weighing_sizes": np.zeros((0, KERNELS + 1)),
     }  # fmt: skip
     words = np.zeros((passages + 2, KERNELS * (passages + 2)))
     old = InterfaceState(start_bias, np.zeros((asked, words.shape[1])), start_value)
@@ -215,15 +215,18 @@ def update_in_numpy(features, state):
     keys = (b - b.mean(axis=0)) / size @ p["keys"]
     values = b / size @ p["values"]
     values[:, -1] += 1
-    for rates, sharp in zip(p["step_sizes"], p["sharpness"], strict=True):
-        scores = sharp * (b @ bias.T @ a / size + c @ words.T @ a)
+    weigher, others = p["weighing"], np.zeros_like(words)
+    for rates, own_rates in zip(p["step_sizes"], [*p["weighing_sizes"], None], strict=True):
+        scores = b @ weigher.T @ a / size + c @ others.T @ a
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
         for j, w, x, rho in zip(there, weights, keys, values, strict=True):
             bias = bias + rates[0] * w * np.outer(rho, x)
-            own = np.concatenate([rate * np.eye(3)[j] for rate in rates[1:-1]])
-            words = words + w * np.outer(rho, own)
+            words = words + w * np.outer(rho, np.kron(rates[1:-1], np.eye(3)[j]))
             value = value + rates[-1] * w * np.outer(rho @ p["value_values"], x @ p["value_keys"])
+            if own_rates is not None:
+                weigher = weigher + own_rates[0] * w * np.outer(rho, x)
+                others = others + w * np.outer(rho, np.kron(own_rates[1:], np.eye(3)[j]))
     return bias, words, value
 
 
@@ -241,8 +244,11 @@ def test_the_bias_of_a_passage_gains_what_passages_say_of_each_other():
     """`sum_i w_i (a . rho_i)(eta x_i . b_j + eta' k(i, j))`: the cross terms of one read."""
     features, state = random_features(), small.random_state()
     one = Updater(UpdaterConfig(steps=1), INTERFACE)
-    parameters = {**PARAMETERS, "sharpness": jnp.zeros(1), "keys": jnp.eye(len(PARAMETERS["keys"]))}
-    parameters["step_sizes"] = PARAMETERS["step_sizes"][:1]
+    parameters = {
+        **PARAMETERS, "keys": jnp.eye(len(PARAMETERS["keys"])),
+        "step_sizes": PARAMETERS["step_sizes"][:1], "weighing_sizes": jnp.zeros((0, KERNELS + 1)),
+        "weighing": jnp.zeros_like(PARAMETERS["weighing"]),
+    }  # fmt: skip
     new = jax.jit(one.apply)({"params": parameters}, features, state)
     gained = passage_scores(features, new) - passage_scores(features, state)
     rates = np.asarray(parameters["step_sizes"][0], np.float64)
