@@ -114,7 +114,7 @@ class Updater(nn.Module):
         own = jnp.broadcast_to(own, (*keys.shape[:2], axes // KERNELS))
         keys = jnp.concatenate([keys, *[own] * KERNELS, keys @ to_value_keys], axis=-1)
         widths = np.asarray([read, *[axes // KERNELS] * KERNELS, rank])
-        columns = np.repeat(np.arange(KERNELS + 2), widths)
+        columns = np.repeat(np.arange(KERNELS + 2), widths)  # which step size each is scaled by
         blocks = (Block(asked, read + axes), Block(rank, rank))
         weigher = InterfaceState(
             jnp.broadcast_to(weighing, state.bias.shape), *map(jnp.zeros_like, state[1:])
