@@ -82,8 +82,8 @@ class Training:
     def selection(self, names: Collection[str]) -> Pool:
         """All questions of some benchmarks for which there is a loss of selection."""
         among = _among(self.questions, names)
-        known, present = self._below.is_positive[among], self._below.context.present[among]
-        says = has_selection_loss(jnp.asarray(known), jnp.asarray(present))
+        positive, present = self._below.is_positive[among], self._below.context.present[among]
+        says = has_selection_loss(jnp.asarray(positive), jnp.asarray(present))
         return Pool(self._below, among[np.asarray(says)])
 
     @functools.cached_property

@@ -113,8 +113,6 @@ class Updater(nn.Module):
         own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(axes // KERNELS)
         own = jnp.broadcast_to(own, (*keys.shape[:2], axes // KERNELS))
         keys = jnp.concatenate([keys, *[own] * KERNELS, keys @ to_value_keys], axis=-1)
-        widths = np.asarray([read, *[axes // KERNELS] * KERNELS, rank])
-        columns = np.repeat(np.arange(KERNELS + 2), widths)  # which step size each is scaled by
         blocks = (Block(asked, read + axes), Block(rank, rank))
         weigher = InterfaceState(
             jnp.broadcast_to(weighing, state.bias.shape), *map(jnp.zeros_like, state[1:])
@@ -128,8 +126,8 @@ class Updater(nn.Module):
             change = jax.vmap(read_step, in_axes=(None, 0, 0, 0, 0))(
                 blocks, keys, values, weights, present
             )
-            state = _take_step(state, change * step_size[columns][None, None])
-            weigher = _take_step(weigher, change * weighing_size[columns][None, None])
+            state = _take_step(state, change, step_size)
+            weigher = _take_step(weigher, change, weighing_size)
         return state
 
     def _learned(self, features: Features) -> Features:
@@ -143,14 +141,25 @@ class Updater(nn.Module):
         )
 
 
-def _take_step(state: InterfaceState, change: Float[Array, "batch d_c d_z"]) -> InterfaceState:
-    """The state with the diagonal blocks of a change added."""
-    asked, read = state.bias.shape[1:]
-    end = read + state.words.shape[2]
+def _take_step(
+    state: InterfaceState,
+    change: Float[Array, "batch d_c d_z"],
+    step_sizes: Float[Array, " parts"],
+) -> InterfaceState:
+    """The state after a step along a change.
+
+    Args:
+        state: before it.
+        change: from `read_step`.
+        step_sizes: of `W`, of each kernel in `V`, and of `S`.
+    """
+    (_, asked, read), axes = state.bias.shape, state.words.shape[2]
+    widths = np.asarray([read, *[axes // KERNELS] * KERNELS, state.value.shape[2]])
+    change = change * step_sizes[np.repeat(np.arange(KERNELS + 2), widths)][None, None]
     return InterfaceState(
         state.bias + change[:, :asked, :read],
-        state.words + change[:, :asked, read:end],
-        state.value + change[:, asked:, end:],
+        state.words + change[:, :asked, read : read + axes],
+        state.value + change[:, asked:, read + axes :],
     )
 
 

@@ -173,9 +173,8 @@ def test_gains_and_frames_do_not_decay(tmp_path):
     config = dataclasses.replace(CONFIG, selection_steps=4, steps=0, weight_decay=1.0)
     parameters, _ = train(tmp_path, config)
     start = init_method(METHOD, DECODER, jax.random.key(CONFIG.seed))
-    for name, leaf in start["interface"].items():
-        if name in ("gain", "value_read", "value_write"):
-            np.testing.assert_array_equal(parameters["interface"][name], leaf)
+    for name in ("gain", "value_read", "value_write"):
+        np.testing.assert_array_equal(parameters["interface"][name], start["interface"][name])
     # One that is not zero, has no gradient either, and is not among them.
     old, new = (tree["updater"]["value_values"] for tree in (start, parameters))
     ratio = np.asarray(new) / np.asarray(old)
@@ -191,7 +190,7 @@ def test_selection_is_learned_before_all_else(tmp_path, trained):
     assert history[2]["selection"] < 0.5 * history[0]["selection"]
 
 
-def test_gold_passages_are_learned_on_a_pool_of_their_own(tmp_path):
+def test_selection_is_learned_on_a_pool_of_its_own(tmp_path):
     """Of readings without evidence, which other steps never see."""
     below = jax.device_get(frozen.read_below(DECODER, FROZEN, small.batch(), layer=small.LAYER))
     config = dataclasses.replace(CONFIG, selection_steps=2, selection_batch=2, steps=2)

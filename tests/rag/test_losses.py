@@ -18,7 +18,7 @@ METHOD = small.method("updater")
 WEIGHTS = LossWeights(bias=1e-2, selection=0.5)
 
 
-def test_the_loss_of_gold_passages():
+def test_the_loss_of_selection():
     scores = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     present = np.asarray([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [0] * 4], bool)
     positive = np.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0] * 4], bool)
@@ -31,7 +31,7 @@ def test_the_loss_of_gold_passages():
         np.testing.assert_allclose(each[row], expected, atol=1e-6)
 
 
-def test_steps_on_gold_passages_are_those_of_the_loss_without_answers():
+def test_steps_on_selection_are_those_of_the_loss_without_answers():
     parameters = small.drawn("updater")
     selection = functools.partial(
         losses.method_loss, METHOD, DECODER, WEIGHTS, FROZEN, reading=small.reading()

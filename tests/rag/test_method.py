@@ -94,10 +94,11 @@ class TestChange:
 
     @pytest.mark.parametrize("kind", ["blind", "feedback"])
     def test_of_learned_vectors_is_the_same_for_all(self, kind):
+        # Step sizes are drawn with the rest, and changes of small ones are small.
         found = np.asarray(change_of(
-            small.method(kind), DECODER, small.drawn(kind), small.reading().context
+            small.method(kind), DECODER, small.drawn(kind, scale=1.0), small.reading().context
         ))  # fmt: skip
-        assert np.abs(found).max() > 0.02
+        assert np.abs(found).max() > 0.1
         np.testing.assert_array_equal(found, found[:1].repeat(4, axis=0))
 
     @pytest.mark.parametrize("kind", ["blind", "feedback"])
