@@ -1,7 +1,8 @@
 """Question answering by a frozen model: with updates of how it sees evidence, and without.
 
-Trains the shared interface, the updater and the controls of equal size on training questions, tunes
-test-time adaptation on some of them, and answers the evaluation questions by every method:
+Trains the shared interface, the updater and the controls of equal size on training questions (or
+takes them as trained before, by --trained), tunes test-time adaptation on some of them, and answers
+the evaluation questions by every method:
 
 closed_book: no passages; frozen: retrieved passages, no interface; shared: one interface for all
 questions; updater: the shared one changed by a forward-only read of the passages; blind: as many
@@ -57,15 +58,15 @@ class Config:
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"questions": QaData(train_questions=300, evaluation_questions=300)},
+    # Of methods that were trained before: docs/method.md says how.
     "glance": {
-        "questions": QaData(train_questions=100, evaluation_questions=60, passages=5),
+        "questions": QaData(train_questions=2, evaluation_questions=60),
         "use": QaMethods(
             methods=(
                 "closed_book", "frozen", "shared", "blind", "updater", "updater_shuffled", "tta",
             ),
-            evidence_tokens=256, answered_questions=60,
-            selection_steps=150, selection_batch=48, steps=40,
-            tuning_questions=2, adaptation_steps=3, adapted_questions=60, evaluation_batch=60,
+            trained="shipped", tuning_questions=2, adaptation_steps=3, adapted_questions=30,
+            evaluation_batch=30,
         ),
     },
     "paper": {
@@ -100,7 +101,10 @@ def main(config: Config) -> None:
         run.write_table("comparisons", compared)
         for name, figure in qa_report.draw(scores, compared, found.cosines).items():
             run.write_figure(name, figure)
-        summary = qa_report.summarize(scores, compared, found.tuning, found.cosines)
+        source = config.use.trained
+        summary = qa_report.summarize(
+            scores, compared, found.tuning, found.cosines, None if source is None else str(source)
+        )
         run.write_account(qa_report.account(summary, scores, compared))
         run.write_summary(summary)
         print(qa_report.table(scores))

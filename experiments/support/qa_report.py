@@ -21,10 +21,15 @@ _COLOURS = {
 
 
 def summarize(
-    scores: pd.DataFrame, compared: pd.DataFrame, tuned: pd.DataFrame, cosines: pd.DataFrame
+    scores: pd.DataFrame,
+    compared: pd.DataFrame,
+    tuned: pd.DataFrame,
+    cosines: pd.DataFrame,
+    trained: str | None,
 ) -> dict[str, Any]:
-    """What `summary.json` holds."""
+    """What `summary.json` holds; `trained` says where methods are from, None for this run."""
     summary: dict[str, Any] = {
+        "trained": trained,
         "scores": scores.to_dict("records"),
         "comparisons": compared.to_dict("records"),
     }
@@ -129,6 +134,8 @@ def table(scores: pd.DataFrame, measure: str = "exact_match") -> str:
 def account(summary: dict[str, Any], scores: pd.DataFrame, compared: pd.DataFrame) -> str:
     """The run in words."""
     lines = ["# Question answering with updates of the evidence-use interface", ""]
+    if summary["trained"]:
+        lines += [f"Methods were trained before: {summary['trained']}.", ""]
     for measure, name in (("exact_match", "Exact match"), ("f1", "Token F1")):
         lines += [f"## {name}, in percent", "", *_markdown(scores, measure), ""]
     lines += ["## Paired differences, in points, with 95% intervals", ""]

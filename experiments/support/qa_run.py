@@ -15,6 +15,8 @@ from experiments.support.run_folder import Run, RunFolderError
 from icorag_jax.rag.adaptation import AdaptationConfig
 
 _COSINE_QUESTIONS = 10  # of each benchmark
+# Methods with gradient steps, which are tuned on training questions.
+_ADAPTED: tuple[MethodName, ...] = ("slot", "tta", "oracle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Found:
 def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) -> Found:
     """Trains on all benchmarks that have training questions, and evaluates on all.
 
+    What `QaMethods.trained` has is not trained.
+
     Args:
         run: where results are kept.
         name: of the cell.
@@ -43,12 +47,14 @@ def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) ->
 
     Raises:
         RunFolderError: the folder has this cell on other questions or with another backbone.
-        ValueError: there is nothing to train on.
+        ValueError: there is nothing to train or tune on, or what was trained before does not fit.
+        CheckpointError: likewise, where it is damaged or for another backbone.
     """
     _check_inputs(run, name, training, evaluation)
     subject, train = training.subject, training.questions
     kinds = subject.settings.kinds()
-    if kinds and not train:
+    adapted = [name for name in _ADAPTED if name in subject.settings.methods]
+    if not train and (adapted or (kinds and subject.settings.trained is None)):
         raise ValueError("there are no training questions: pass --train-questions above 0")
     methods = train_methods(training, tuple(train), kinds, run.path / "methods" / name)
     count = subject.settings.tuning_questions
@@ -57,9 +63,7 @@ def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) ->
         f"tuning_{name}", lambda: tune_adaptation(subject, methods.get("shared"), some)
     )
     adaptations: dict[MethodName, AdaptationConfig] = {
-        method: best_adaptation(tuning, method)
-        for method in ("slot", "tta", "oracle")
-        if method in subject.settings.methods
+        method: best_adaptation(tuning, method) for method in adapted
     }
     answers = [
         run.cell(
@@ -91,7 +95,10 @@ def run_transfer(run: Run, name: str, training: Training, evaluation: Benchmarks
         As `Found.answers`, of the methods without gradient steps.
     """
     settings = dataclasses.replace(
-        training.subject.settings, methods=("frozen", "shared", "updater"), adapted_questions=0
+        training.subject.settings,
+        methods=("frozen", "shared", "updater"),
+        adapted_questions=0,
+        trained=None,
     )
     subject = dataclasses.replace(training.subject, settings=settings)
     answers = []

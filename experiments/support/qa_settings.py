@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Literal
 
 from icorag_jax.lm.config import DecoderConfig
@@ -24,6 +25,9 @@ class QaMethods:
 
     Attributes:
         methods: which are evaluated; see `docs/method.md`.
+        trained: folder of methods that were trained before, a folder each as in
+            `OUT/methods/CELL`, or `shipped` for those that come with the backbone; by default all
+            are trained.
         layer: the interface's first layer; by default a sixth of the way up, at least 1: what reads
             evidence into the question's rows has to be above it.
         pools: see `icorag_jax.rag.interface.InterfaceConfig`.
@@ -59,6 +63,7 @@ class QaMethods:
         "closed_book", "frozen", "shared", "blind", "feedback", "updater",
         "updater_shuffled", "updater_random", "updater_empty", "slot", "tta", "oracle",
     )  # fmt: skip
+    trained: Literal["shipped"] | Path | None = None
     layer: int | None = None
     pools: int = 4
     pool_features: int = 16

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from experiments.support.qa_settings import QaMethods
-from icorag_jax.backbones.loading import Backbone
+from icorag_jax.backbones.loading import Backbone, find_method
 from icorag_jax.files import write_atomically
 from icorag_jax.rag.batches import Batch, BatchConfig, make_batch
 from icorag_jax.rag.frozen import Reading, read, read_below
@@ -135,35 +135,60 @@ def _among(
 def train_methods(
     training: Training, names: Collection[str], kinds: Sequence[Kind], folder: Path
 ) -> dict[Kind, StoredMethod]:
-    """Trains methods, or loads what was trained before.
+    """Trains methods, or takes what was trained before, here or where the settings say.
 
     Args:
         training: all training questions.
         names: the benchmarks that are trained on.
-        kinds: what is trained.
+        kinds: which methods.
         folder: of methods and their checkpoints.
+
+    Raises:
+        ValueError: what the settings say has no such method, or one of other sizes.
+        CheckpointError: a method's folder is damaged, or for another backbone.
     """
     found: dict[Kind, StoredMethod] = {}
-    subject = training.subject
-    model, settings = subject.backbone.model, subject.settings
+    backbone = training.subject.backbone
     for kind in kinds:
         path = folder / kind
         if not path.exists():
-            config = settings.method_config(kind, model.config, subject.passages)
-            selection, answers = training.selection(names), training.answers(names)
-            learning = settings.learning_config()
-            if selection.among is not None and not selection.among.size:
-                learning = dataclasses.replace(learning, selection_steps=0)
-            parameters, losses = learn(
-                config, model.config, learning, model.parameters, selection, answers,
-                folder / "checkpoints" / kind,
-            )  # fmt: skip
-            stored = StoredMethod(
-                config, settings.batch_config(subject.passages), parameters,
-                subject.backbone.fingerprint,
-            )  # fmt: skip
-            table = pd.DataFrame(losses).assign(kind=kind)
-            write_atomically(folder / f"losses_{kind}.csv", table.to_csv(index=False).encode())
+            if training.subject.settings.trained is None:
+                stored = _train(training, names, kind, folder)
+            else:
+                stored = _take_trained(training.subject, kind)
             save_method(path, stored)
-        found[kind] = load_method(path, model.config, subject.backbone.fingerprint)
+        found[kind] = load_method(path, backbone.model.config, backbone.fingerprint)
     return found
+
+
+def _train(training: Training, names: Collection[str], kind: Kind, folder: Path) -> StoredMethod:
+    """Trains a method; its losses and checkpoints are left in a folder."""
+    subject = training.subject
+    model, settings = subject.backbone.model, subject.settings
+    config = settings.method_config(kind, model.config, subject.passages)
+    selection, answers = training.selection(names), training.answers(names)
+    learning = settings.learning_config()
+    if selection.among is not None and not selection.among.size:
+        learning = dataclasses.replace(learning, selection_steps=0)
+    parameters, losses = learn(
+        config, model.config, learning, model.parameters, selection, answers,
+        folder / "checkpoints" / kind,
+    )  # fmt: skip
+    table = pd.DataFrame(losses).assign(kind=kind)
+    write_atomically(folder / f"losses_{kind}.csv", table.to_csv(index=False).encode())
+    batch = settings.batch_config(subject.passages)
+    return StoredMethod(config, batch, parameters, subject.backbone.fingerprint)
+
+
+def _take_trained(subject: Subject, kind: Kind) -> StoredMethod:
+    """A method that was trained before."""
+    backbone, source = subject.backbone, subject.settings.trained
+    path = find_method(backbone, kind) if source == "shipped" else Path(str(source)) / kind
+    if path is None or not path.exists():
+        where = "what is shipped for this backbone" if path is None else path.parent
+        raise ValueError(f"{where} has no method {kind}: leave it out of --methods, or train")
+    stored = load_method(path, backbone.model.config, backbone.fingerprint)
+    config = subject.settings.method_config(kind, backbone.model.config, subject.passages)
+    if stored.method != config:
+        raise ValueError(f"{path} has other sizes than this run: {stored.method}, not {config}")
+    return stored

@@ -12,12 +12,12 @@ from icorag_jax.backbones.templates import TEMPLATE, default_template, read_temp
 from icorag_jax.data.pieces import PromptTokenizer, split_tokenizer
 from icorag_jax.data.prompts import PromptTemplate
 from icorag_jax.lm.pretrained import LanguageModel, from_pretrained
+from icorag_jax.rag.method import Kind
 from icorag_jax.rag.storage import backbone_fingerprint, trained_for
 from icorag_jax.stored_tensors import CheckpointError
 
 # Where the shipped backbones are, a folder each.
 FOLDER = Path(__file__).parent
-_UPDATER = "updater"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +83,19 @@ def load_backbone(source: str, dtype: Any, *, mesh: jax.sharding.Mesh | None = N
     )
 
 
-def find_method(backbone: Backbone) -> Path | None:
-    """The folder of the updater that is shipped for a backbone, or None where there is none.
+def find_method(backbone: Backbone, kind: Kind = "updater") -> Path | None:
+    """The folder of a method that is shipped for a backbone, or None where there is none.
 
     It is told by the backbone's fingerprint, wherever that was loaded from.
 
+    Args:
+        backbone: the backbone.
+        kind: of the method.
+
     Raises:
-        CheckpointError: the settings of a shipped updater cannot be read.
+        CheckpointError: the settings of a shipped method cannot be read.
     """
-    for folder in sorted(FOLDER.glob(f"*/{_UPDATER}")):
+    for folder in sorted(FOLDER.glob(f"*/{kind}")):
         if trained_for(folder) == backbone.fingerprint:
             return folder
     return None

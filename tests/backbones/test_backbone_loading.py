@@ -3,6 +3,7 @@
 import shutil
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from icorag_jax.backbones.loading import backbone_names, find_method, load_backb
 from icorag_jax.backbones.templates import default_template, read_template, write_template
 from icorag_jax.data.prompts import PromptTemplate
 from icorag_jax.lm.pretrained import save_pretrained
+from icorag_jax.rag.method import Kind
 from icorag_jax.rag.storage import load_method
 from icorag_jax.stored_tensors import CheckpointError
 
@@ -140,6 +142,6 @@ def test_what_is_shipped_is_whole_and_small(name):
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)
     method = find_method(backbone)
     assert method == folder / "updater"
-    for kind in ("updater", "shared"):
-        if (folder / kind).exists():
-            load_method(folder / kind, backbone.model.config, backbone.fingerprint)
+    for kind in get_args(Kind):
+        if (found := find_method(backbone, kind)) is not None:
+            load_method(found, backbone.model.config, backbone.fingerprint)

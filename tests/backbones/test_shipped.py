@@ -1,18 +1,20 @@
 """The shipped backbones truly read: answers come from the evidence, and from nowhere else."""
 
 import dataclasses
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import qa
 from icorag_jax.backbones.loading import FOLDER, backbone_names, find_method, load_backbone
 from icorag_jax.data.answers import exact_match
 from icorag_jax.data.records import CorpusPassage
 from icorag_jax.data.world import WorldConfig, generate_questions
 from icorag_jax.rag.answering import answer_batch
 from icorag_jax.rag.batches import BatchConfig, make_batch
-from icorag_jax.rag.method import count_parameters
+from icorag_jax.rag.method import Kind, count_parameters
 from icorag_jax.rag.storage import load_method
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
@@ -55,7 +57,7 @@ def exact_share(backbone, questions):
 def test_they_are_small():
     assert backbone_names()
     for name in backbone_names():
-        size = sum(p.stat().st_size for p in (FOLDER / name).glob("*") if p.is_file())
+        size = sum(p.stat().st_size for p in (FOLDER / name).rglob("*") if p.is_file())
         assert size <= LARGEST
         assert load_backbone(name, jnp.float32).model.config.family == name
 
@@ -93,6 +95,20 @@ def test_it_follows_what_the_passages_say(name, asked):
         question = dataclasses.replace(each.question, answers=(value,))
         changed.append(dataclasses.replace(each, question=question, passages=passages))
     assert exact_share(backbone, changed) >= 0.7
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_it_ships_every_method_of_the_sizes_that_a_glance_asks_for(name):
+    backbone = load_backbone(name, jnp.float32)
+    settings = qa.PRESETS["glance"]
+    use, passages = settings["use"], settings["questions"].passages
+    assert use.trained == "shipped"
+    for kind in get_args(Kind):
+        folder = find_method(backbone, kind)
+        assert folder is not None
+        stored = load_method(folder, backbone.model.config, backbone.fingerprint)
+        assert stored.method == use.method_config(kind, backbone.model.config, passages)
+        assert stored.batch == use.batch_config(passages)
 
 
 @pytest.mark.parametrize("name", backbone_names())

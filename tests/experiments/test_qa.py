@@ -76,6 +76,33 @@ def test_a_resumed_run_trains_nothing_and_finds_the_same(finished, monkeypatch):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_methods_that_were_trained_before_answer_the_same(finished, tmp_path):
+    questions = dataclasses.replace(QUESTIONS, train_questions=0)
+    methods = ("frozen", "shared", "updater", "updater_shuffled")
+    use = dataclasses.replace(USE, methods=methods, trained=finished.out / "methods" / "bm25")
+    config = dataclasses.replace(finished, out=tmp_path / "run", questions=questions, use=use)
+    qa.main(config)
+    before, now = (pd.read_parquet(out / "answers.parquet") for out in (finished.out, config.out))
+    before = before[before["method"].isin(methods)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(before, now)
+    assert not list((tmp_path / "run").rglob("checkpoints"))
+    assert str(use.trained) in (config.out / "account.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 3}, "updater has other sizes than this run"),
+        ({"trained": "shipped"}, "shipped for this backbone has no method updater"),
+    ],
+)
+def test_methods_that_do_not_fit_are_refused(finished, tmp_path, change, message):
+    use = dataclasses.replace(USE, methods=("updater",), trained=finished.out / "methods" / "bm25")
+    use = dataclasses.replace(use, **change)
+    with pytest.raises(ValueError, match=message):
+        qa.main(dataclasses.replace(finished, out=tmp_path / "run", use=use))
+
+
 def test_another_backbone_of_the_same_name_is_refused(finished, tmp_path):
     # The path is the same in the settings, the weights are not.
     folder = tmp_path / "tiny"
