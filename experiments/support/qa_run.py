@@ -53,7 +53,7 @@ def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) ->
     _check_inputs(run, name, training, evaluation)
     subject, train = training.subject, training.questions
     kinds = subject.settings.kinds()
-    adapted = [name for name in _ADAPTED if name in subject.settings.methods]
+    adapted: list[MethodName] = [name for name in _ADAPTED if name in subject.settings.methods]
     if not train and (adapted or (kinds and subject.settings.trained is None)):
         raise ValueError("there are no training questions: pass --train-questions above 0")
     methods = train_methods(training, tuple(train), kinds, run.path / "methods" / name)
