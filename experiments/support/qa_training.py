@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -152,10 +153,11 @@ def train_methods(
     for kind in kinds:
         path = folder / kind
         if not path.exists():
-            if training.subject.settings.trained is None:
+            source = training.subject.settings.trained
+            if source is None:
                 stored = _train(training, names, kind, folder)
             else:
-                stored = _take_trained(training.subject, kind)
+                stored = _take_trained(training.subject, kind, source)
             save_method(path, stored)
         found[kind] = load_method(path, backbone.model.config, backbone.fingerprint)
     return found
@@ -180,10 +182,10 @@ def _train(training: Training, names: Collection[str], kind: Kind, folder: Path)
     return StoredMethod(config, batch, parameters, subject.backbone.fingerprint)
 
 
-def _take_trained(subject: Subject, kind: Kind) -> StoredMethod:
+def _take_trained(subject: Subject, kind: Kind, source: Literal["shipped"] | Path) -> StoredMethod:
     """A method that was trained before."""
-    backbone, source = subject.backbone, subject.settings.trained
-    path = find_method(backbone, kind) if source == "shipped" else Path(str(source)) / kind
+    backbone = subject.backbone
+    path = find_method(backbone, kind) if source == "shipped" else source / kind
     if path is None or not path.exists():
         where = "what is shipped for this backbone" if path is None else path.parent
         raise ValueError(f"{where} has no method {kind}: leave it out of --methods, or train")
