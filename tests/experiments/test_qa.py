@@ -115,8 +115,11 @@ def test_another_backbone_of_the_same_name_is_refused(finished, tmp_path):
 
 
 def test_answers_are_learned_from_the_first_questions_and_selection_from_all(backbone, tmp_path):
-    sets = load_questions(QUESTIONS, tmp_path)
-    subject = Subject(load_backbone(backbone, jnp.float32), USE, QUESTIONS.passages)
+    # As many passages as the second hop of a bridge wants to be among them.
+    questions = dataclasses.replace(QUESTIONS, passages=10)
+    use = dataclasses.replace(USE, evidence_tokens=900)
+    sets = load_questions(questions, tmp_path)
+    subject = Subject(load_backbone(backbone, jnp.float32), use, questions.passages)
     training = Training(subject, sets.train)
     tokens = subject.batch([*sets.train["single_fact"], *sets.train["bridge"]], answers=True).tokens
 
