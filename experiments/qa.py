@@ -101,11 +101,8 @@ def main(config: Config) -> None:
         run.write_table("comparisons", compared)
         for name, figure in qa_report.draw(scores, compared, found.cosines).items():
             run.write_figure(name, figure)
-        source = config.use.trained
-        summary = qa_report.summarize(
-            scores, compared, found.tuning, found.cosines, None if source is None else str(source)
-        )
-        run.write_account(qa_report.account(summary, scores, compared))
+        summary = qa_report.summarize(scores, compared, found.tuning, found.cosines)
+        run.write_account(qa_report.account(summary, scores, compared, config.use.trained))
         run.write_summary(summary)
         print(qa_report.table(scores))
 

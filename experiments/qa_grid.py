@@ -1,7 +1,7 @@
 """Question answering over benchmarks, retrievers and backbones, and transfer to what was left out.
 
 Every cell of the grid is one backbone and retriever: all methods on all benchmarks, as
-`experiments.qa`. For transfer, each benchmark is left out of training in turn.
+`experiments.qa`. For transfer, each benchmark is left out of training in turn, which always trains.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ def main(config: Config) -> None:
         for name, figure in qa_grid_report.draw(results).items():
             run.write_figure(name, figure)
         summary = qa_grid_report.summarize(results)
-        run.write_account(qa_grid_report.account(summary, results))
+        run.write_account(qa_grid_report.account(summary, results, config.use.trained))
         run.write_summary(summary)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.support.claims import Claim, claims_markdown
-from experiments.support.qa_report import adaptation_claim, difference, loss_claim
+from experiments.support.qa_report import adaptation_claim, difference, loss_claim, origin
 from experiments.support.qa_tables import ALL, comparisons_of, points
 from icorag_jax.data.world import CONTROL
 
@@ -87,9 +88,9 @@ def claims(results: Results) -> list[Claim]:
     return [claim for claim in found if claim is not None]
 
 
-def account(summary: Mapping[str, Any], results: Results) -> str:
-    """The grid in words."""
-    lines = ["# Question answering: benchmarks, retrievers, backbones", ""]
+def account(summary: Mapping[str, Any], results: Results, trained: Path | str | None) -> str:
+    """The grid in words; `trained` as in `QaMethods`."""
+    lines = ["# Question answering: benchmarks, retrievers, backbones", "", *origin(trained)]
     lines += [claims_markdown([Claim(**row) for row in summary["claims"]])]
     for name, title in (("answers", "Trained on all"), ("transfer", "Left out of training")):
         if name not in results:

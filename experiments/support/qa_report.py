@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,10 @@ _COLOURS = {
 
 
 def summarize(
-    scores: pd.DataFrame,
-    compared: pd.DataFrame,
-    tuned: pd.DataFrame,
-    cosines: pd.DataFrame,
-    trained: str | None,
+    scores: pd.DataFrame, compared: pd.DataFrame, tuned: pd.DataFrame, cosines: pd.DataFrame
 ) -> dict[str, Any]:
-    """What `summary.json` holds; `trained` says where methods are from, None for this run."""
+    """What `summary.json` holds."""
     summary: dict[str, Any] = {
-        "trained": trained,
         "scores": scores.to_dict("records"),
         "comparisons": compared.to_dict("records"),
     }
@@ -131,11 +127,24 @@ def table(scores: pd.DataFrame, measure: str = "exact_match") -> str:
     return wide.map(lambda value: f"{100 * value:.1f}").to_string()
 
 
-def account(summary: dict[str, Any], scores: pd.DataFrame, compared: pd.DataFrame) -> str:
-    """The run in words."""
+def origin(trained: Path | str | None) -> list[str]:
+    """Lines that say where methods are from, none where the run trained them.
+
+    Args:
+        trained: see `QaMethods`.
+    """
+    return [] if trained is None else [f"Methods were trained before: {trained}.", ""]
+
+
+def account(
+    summary: dict[str, Any],
+    scores: pd.DataFrame,
+    compared: pd.DataFrame,
+    trained: Path | str | None,
+) -> str:
+    """The run in words; `trained` as in `QaMethods`."""
     lines = ["# Question answering with updates of the evidence-use interface", ""]
-    if summary["trained"]:
-        lines += [f"Methods were trained before: {summary['trained']}.", ""]
+    lines += origin(trained)
     for measure, name in (("exact_match", "Exact match"), ("f1", "Token F1")):
         lines += [f"## {name}, in percent", "", *_markdown(scores, measure), ""]
     lines += ["## Paired differences, in points, with 95% intervals", ""]

@@ -15,8 +15,6 @@ from experiments.support.run_folder import Run, RunFolderError
 from icorag_jax.rag.adaptation import AdaptationConfig
 
 _COSINE_QUESTIONS = 10  # of each benchmark
-# Methods with gradient steps, which are tuned on training questions.
-_ADAPTED: tuple[MethodName, ...] = ("slot", "tta", "oracle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +51,19 @@ def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) ->
     _check_inputs(run, name, training, evaluation)
     subject, train = training.subject, training.questions
     kinds = subject.settings.kinds()
-    adapted: list[MethodName] = [name for name in _ADAPTED if name in subject.settings.methods]
-    if not train and (adapted or (kinds and subject.settings.trained is None)):
-        raise ValueError("there are no training questions: pass --train-questions above 0")
-    methods = train_methods(training, tuple(train), kinds, run.path / "methods" / name)
+    methods = train_methods(
+        training, tuple(train), kinds, run.path / "methods" / name,
+        trained=subject.settings.trained,
+    )  # fmt: skip
     count = subject.settings.tuning_questions
     some = [asked for part in train.values() for asked in part[:count]]
     tuning = run.cell(
         f"tuning_{name}", lambda: tune_adaptation(subject, methods.get("shared"), some)
     )
     adaptations: dict[MethodName, AdaptationConfig] = {
-        method: best_adaptation(tuning, method) for method in adapted
+        method: best_adaptation(tuning, method)
+        for method in ("slot", "tta", "oracle")
+        if method in subject.settings.methods
     }
     answers = [
         run.cell(
@@ -95,10 +95,7 @@ def run_transfer(run: Run, name: str, training: Training, evaluation: Benchmarks
         As `Found.answers`, of the methods without gradient steps.
     """
     settings = dataclasses.replace(
-        training.subject.settings,
-        methods=("frozen", "shared", "updater"),
-        adapted_questions=0,
-        trained=None,
+        training.subject.settings, methods=("frozen", "shared", "updater"), adapted_questions=0
     )
     subject = dataclasses.replace(training.subject, settings=settings)
     answers = []

@@ -134,18 +134,25 @@ def _among(
 
 
 def train_methods(
-    training: Training, names: Collection[str], kinds: Sequence[Kind], folder: Path
+    training: Training,
+    names: Collection[str],
+    kinds: Sequence[Kind],
+    folder: Path,
+    *,
+    trained: Literal["shipped"] | Path | None = None,
 ) -> dict[Kind, StoredMethod]:
-    """Trains methods, or takes what was trained before, here or where the settings say.
+    """Trains methods, or takes what was trained before, here or elsewhere.
 
     Args:
         training: all training questions.
         names: the benchmarks that are trained on.
         kinds: which methods.
         folder: of methods and their checkpoints.
+        trained: where methods are taken from instead, as in `QaMethods`.
 
     Raises:
-        ValueError: what the settings say has no such method, or one of other sizes.
+        ValueError: there is nothing to train on, or `trained` has no such method, or one of other
+            sizes.
         CheckpointError: a method's folder is damaged, or for another backbone.
     """
     found: dict[Kind, StoredMethod] = {}
@@ -153,11 +160,10 @@ def train_methods(
     for kind in kinds:
         path = folder / kind
         if not path.exists():
-            source = training.subject.settings.trained
-            if source is None:
+            if trained is None:
                 stored = _train(training, names, kind, folder)
             else:
-                stored = _take_trained(training.subject, kind, source)
+                stored = _take_trained(training.subject, kind, trained)
             save_method(path, stored)
         found[kind] = load_method(path, backbone.model.config, backbone.fingerprint)
     return found
@@ -165,6 +171,8 @@ def train_methods(
 
 def _train(training: Training, names: Collection[str], kind: Kind, folder: Path) -> StoredMethod:
     """Trains a method; its losses and checkpoints are left in a folder."""
+    if not names:
+        raise ValueError("there are no training questions: pass --train-questions above 0")
     subject = training.subject
     model, settings = subject.backbone.model, subject.settings
     config = settings.method_config(kind, model.config, subject.passages)

@@ -36,6 +36,9 @@ def tune_adaptation(
     Returns:
         A row a setting and number of steps: `method`, `objective`, `optimizer`, `learning_rate`,
         `steps`, `loss` (of the right answer) and `exact`.
+
+    Raises:
+        ValueError: there is something to tune, and no question to tune it on.
     """
     rows = []
     grids: list[tuple[MethodName, list[AdaptationConfig]]] = []
@@ -46,6 +49,11 @@ def tune_adaptation(
         grids.append(("oracle", settings.adaptation_grid(("oracle",))))
     if "slot" in settings.methods:
         grids.append(("slot", settings.adaptation_grid(("question",))))
+    if grids and not questions:
+        raise ValueError(
+            "there are no training questions to tune test-time adaptation on: pass "
+            "--train-questions and --tuning-questions above 0"
+        )
     total = sum(len(grid) for _, grid in grids)
     parts = [
         _read_part(subject, questions[start : start + READ_AT_ONCE])

@@ -142,6 +142,30 @@ def test_nothing_to_train_on_is_an_error(backbone, tmp_path):
         qa.main(qa.Config(tmp_path / "run", backbone=backbone, questions=questions, use=USE))
 
 
+def test_nothing_to_tune_on_is_an_error(finished, tmp_path):
+    questions = dataclasses.replace(QUESTIONS, train_questions=0)
+    use = dataclasses.replace(USE, methods=("tta",), trained=finished.out / "methods" / "bm25")
+    config = dataclasses.replace(finished, out=tmp_path / "run", questions=questions, use=use)
+    with pytest.raises(ValueError, match="no training questions to tune"):
+        qa.main(config)
+
+
+def test_what_is_left_out_is_always_trained(backbone, finished, tmp_path):
+    questions = dataclasses.replace(QUESTIONS, train_questions=0)
+    use = dataclasses.replace(
+        USE, methods=("frozen", "updater"), trained=finished.out / "methods" / "bm25"
+    )
+    config = qa_grid.Config(
+        tmp_path / "grid", backbones=(backbone,), retrievers=("bm25",), bootstrap=50,
+        transfer=(), questions=questions, use=use,
+    )  # fmt: skip
+    qa_grid.main(config)
+    assert str(use.trained) in (config.out / "account.md").read_text()
+    config = dataclasses.replace(config, out=tmp_path / "transfer", transfer=("bm25",))
+    with pytest.raises(ValueError, match="there are no training questions"):
+        qa_grid.main(config)
+
+
 def test_the_grid_has_a_row_for_each_cell_and_family_left_out(backbone, tmp_path):
     use = dataclasses.replace(USE, methods=("frozen", "shared", "updater"))
     qa_grid.main(
