@@ -20,12 +20,12 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from experiments.support.command import run_command
+from experiments.support.reader_stages import Stage
 from experiments.support.reader_start import init_reader
 from experiments.support.reader_texts import (
     END,
     START,
     TEMPLATE,
-    Stage,
     make_texts,
     plain_texts,
 )
@@ -44,19 +44,19 @@ from icorag_jax.training_checkpoints import open_checkpoints
 _CURRICULUM = (
     Stage(
         ReadingConfig(passages=1, facts=2, fillers=0, related=0.5),
-        family_share=0.0, ranked=False, tokens=192, batch=12,
+        family_share=0.0, mixed=0.0, ranked=False, tokens=192, batch=12,
     ),
     Stage(
         ReadingConfig(passages=3, facts=2, fillers=1, related=0.5),
-        family_share=0.0, ranked=False, tokens=256, batch=10,
+        family_share=0.0, mixed=0.0, ranked=False, tokens=256, batch=10,
     ),
     Stage(
         ReadingConfig(passages=6, facts=2, fillers=1, related=0.5),
-        family_share=0.5, ranked=False, tokens=448, batch=8,
+        family_share=0.5, mixed=0.0, ranked=False, tokens=448, batch=8,
     ),
     Stage(
         ReadingConfig(passages=10, facts=2, fillers=1, related=0.8),
-        family_share=0.5, ranked=True, tokens=480, batch=8,
+        family_share=0.5, mixed=0.7, ranked=True, tokens=480, batch=8,
     ),
 )  # fmt: skip
 

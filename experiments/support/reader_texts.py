@@ -5,7 +5,6 @@ and sees it and itself alone, as if it were the only one: one pass over it serve
 A row of a batch holds as many texts as it has room for, none of which sees another.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -13,18 +12,10 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int
 
+from experiments.support.reader_stages import Stage, stage_reading
 from icorag_jax.data.pieces import PromptTokenizer, tokenize_piece
 from icorag_jax.data.prompts import PromptTemplate, tokenize_passage
-from icorag_jax.data.records import CorpusPassage
-from icorag_jax.data.world import FAMILIES, WorldConfig
-from icorag_jax.data.world.draws import Draws
-from icorag_jax.data.world.reading import (
-    Reading,
-    ReadingConfig,
-    generate_family_reading,
-    generate_reading,
-)
-from icorag_jax.retrieval.bm25 import Bm25
+from icorag_jax.data.world.reading import Reading
 
 START, END = "<|start|>", "<|end|>"
 TEMPLATE = PromptTemplate(
@@ -36,26 +27,12 @@ TEMPLATE = PromptTemplate(
 # Segments of a text: the first is its evidence, the others are its questions.
 SEGMENTS = 64
 _PADDING = -1
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stretch of the curriculum.
-
-    Attributes:
-        reading: the plain reading.
-        family_share: share of texts that are a question of the world's families instead.
-        ranked: whether passages stand as they do in prompts, the best last as BM25 ranks them for
-            the first question; of the other questions, most are on what stands last.
-        tokens: in a row of a batch; what does not fit is dropped.
-        batch: rows a step.
-    """
-
-    reading: ReadingConfig
-    family_share: float
-    ranked: bool
-    tokens: int
-    batch: int
+# Where numbers of a row's second text begin, of its third, ...
+_FIRST_TEXTS = 1_000_000
+# Texts that do not fit after which a row is done.
+_MISFITS = 4
+# Room that is left for a question after passages.
+_LEAST_QUESTION = 40
 
 
 class Texts(NamedTuple):
@@ -98,7 +75,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> tokenizers.Tokeniz
 def plain_texts(stage: Stage, seed: int, count: int) -> Iterator[str]:
     """Texts of a stage as strings, for a tokenizer to be trained on."""
     for index in range(count):
-        reading = _text(stage, seed, index)
+        reading = stage_reading(stage, seed, index)
         for passage in reading.passages:
             yield TEMPLATE.passage.format(title=passage.title, text=passage.text)
         for question, answer in reading.questions:
@@ -122,63 +99,18 @@ def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, step: int) -
         is_answer=np.zeros(shape, bool),
     )
     for row in range(stage.batch):
-        filled = 0
+        filled, misfits = 0, 0
         for number in range(SEGMENTS):
             # The first texts of rows are numbered on end: mostly a row has no room for more.
             index = step * stage.batch + row + number * _FIRST_TEXTS
-            reading = _text(stage, seed, index)
+            reading = stage_reading(stage, seed, index)
             row_of = Texts(*(array[row, filled:] for array in batch))
             added = _fill(row_of, number, tokenizer, reading)
             filled += added
-            if not added:
+            misfits += not added
+            if misfits == _MISFITS:
                 break
     return batch
-
-
-def _text(stage: Stage, seed: int, index: int) -> Reading:
-    # Which kind a text is goes by its number alone, evenly spread.
-    if int((index + 1) * stage.family_share) > int(index * stage.family_share):
-        number = int(index * stage.family_share)
-        config = WorldConfig(
-            seed=_PRETRAINING_SEED + seed,
-            passages=max(stage.reading.passages, 5),
-            facts=stage.reading.facts,
-        )
-        family = FAMILIES[number % len(FAMILIES)]
-        reading = generate_family_reading(config, family, number)
-    else:
-        reading = generate_reading(stage.reading, seed, index)
-    return _rank(reading, Draws(f"asked/{seed}/{index}")) if stage.ranked else reading
-
-
-def _rank(reading: Reading, draws: Draws) -> Reading:
-    """Passages by BM25 for the first question, the best last.
-
-    Words are as rare as in these passages, where a retriever would have a whole corpus. What is
-    best for another question is not always last; the farther from there, the rarer it is asked, as
-    a retriever would have put it elsewhere.
-    """
-    passages = [
-        CorpusPassage(str(place), passage.title, passage.text)
-        for place, passage in enumerate(reading.passages)
-    ]
-    asked = [question for question, _ in reading.questions]
-    found = Bm25().index(passages).search(asked, len(passages)).ids.tolist()
-    order = [place for place in found[0] if place >= 0]
-    order += [place for place in range(len(passages)) if place not in order]
-    questions = tuple(
-        pair
-        for pair, (best, *_) in zip(reading.questions, found, strict=True)
-        if best >= 0 and draws.chance((1 + order.index(best)) ** -_RANK_POWER)
-    )
-    return Reading(tuple(reading.passages[place] for place in reversed(order)), questions)
-
-
-_FIRST_TEXTS = 1_000_000
-# Worlds of these seeds are for pretraining alone.
-_PRETRAINING_SEED = 1_000_000
-# A question on the n-th passage from the end is asked with probability n^-2.
-_RANK_POWER = 2
 
 
 def _fill(row: Texts, number: int, tokenizer: PromptTokenizer, reading: Reading) -> int:
@@ -219,7 +151,3 @@ def _fill(row: Texts, number: int, tokenizer: PromptTokenizer, reading: Reading)
         row.is_answer[filled + len(asked) : stop] = True
         filled = stop
     return filled
-
-
-# Room that is left for a question after passages.
-_LEAST_QUESTION = 40

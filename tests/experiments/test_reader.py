@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.support import reader_texts, reader_training
+from experiments.support import reader_stages, reader_texts, reader_training
+from experiments.support.reader_stages import Stage, stage_reading
 from experiments.support.reader_start import init_reader
-from experiments.support.reader_texts import END, SEGMENTS, START, TEMPLATE, Stage, make_texts
+from experiments.support.reader_texts import END, SEGMENTS, START, TEMPLATE, make_texts
 from icorag_jax.data.pieces import split_tokenizer, tokenize_piece
 from icorag_jax.data.prompts import tokenize_passage
 from icorag_jax.data.records import CorpusPassage
@@ -21,7 +22,7 @@ from icorag_jax.lm import decoder
 from icorag_jax.retrieval.bm25 import Bm25
 from tests.small_backbones import decoder_config
 
-STAGE = Stage(ReadingConfig(2, 2, 1, 0.5), 0.25, ranked=False, tokens=160, batch=2)
+STAGE = Stage(ReadingConfig(2, 2, 1, 0.5), 0.25, mixed=0.0, ranked=False, tokens=160, batch=2)
 VOCABULARY = 400
 CONFIG = decoder_config(
     vocab_size=VOCABULARY, hidden_size=64, head_dim=16, num_hidden_layers=3, intermediate_size=48
@@ -140,12 +141,12 @@ def test_answers_are_never_in_a_question():
     assert all(answer not in question for question, answer in reading.questions)
 
 
-RANKED = Stage(ReadingConfig(6, 2, 1, 0.8), 0.5, ranked=True, tokens=160, batch=2)
+RANKED = Stage(ReadingConfig(6, 2, 1, 0.8), 0.5, mixed=0.0, ranked=True, tokens=160, batch=2)
 
 
 def test_passages_stand_as_a_retriever_puts_them_for_the_first_question():
     for index in range(12):
-        reading = reader_texts._text(RANKED, 0, index)
+        reading = stage_reading(RANKED, 0, index)
         corpus = [CorpusPassage(str(n), p.title, p.text) for n, p in enumerate(reading.passages)]
         found = Bm25().index(corpus).search([reading.questions[0][0]], len(corpus))
         scores = found.scores[0][found.ids[0] >= 0]
@@ -160,7 +161,7 @@ def test_what_is_not_last_is_asked_less():
     ranked = dataclasses.replace(plain, ranked=True)
     there, kept = collections.Counter(), collections.Counter()
     for index in range(150):
-        asked, every = (reader_texts._text(stage, 0, index) for stage in (ranked, plain))
+        asked, every = (stage_reading(stage, 0, index) for stage in (ranked, plain))
         assert set(asked.questions) <= set(every.questions)
         assert asked.questions[0] == every.questions[0]
         assert sorted(map(repr, asked.passages)) == sorted(map(repr, every.passages))
@@ -174,9 +175,36 @@ def test_what_is_not_last_is_asked_less():
                 kept[rank] += pair in asked.questions
     assert kept[1] == there[1]
     for rank in (2, 3, 4):
-        share = rank**-2
+        share = rank**-5
         deviation = (share * (1 - share) / there[rank]) ** 0.5
         assert abs(kept[rank] / there[rank] - share) < 3.5 * deviation, (rank, kept, there)
+    assert kept[2] > 0
+
+
+def test_a_mixed_text_keeps_a_few_of_its_passages_among_the_like_of_other_texts():
+    unmixed = dataclasses.replace(RANKED, family_share=0.0)
+    mixed = dataclasses.replace(unmixed, mixed=1.0)
+    readings = [stage_reading(unmixed, 0, index) for index in range(64)]
+    sizes, kept, answered, found, anyone = set(), set(), [], [], []
+    for index, before in enumerate(readings):
+        after = stage_reading(mixed, 0, index)
+        question, answer = after.questions[0]
+        assert (question, answer) == before.questions[0]
+        sizes.add(len(after.passages))
+        own = [passage for passage in after.passages if passage in before.passages]
+        others = [passage for passage in after.passages if passage not in own]
+        # No other subject has the name of one that is asked about.
+        assert not {p.title for p in others} & {p.title for p in before.passages}
+        kept.add(len(own))
+        answered.append(any(answer in passage.text for passage in own))
+        words = set(question.lower().split())
+        strangers = readings[(index + 1) % len(readings)].passages
+        for passages, shared in ((others, found), (strangers, anyone)):
+            shared += [len(words & set(passage.text.lower().split())) for passage in passages]
+    assert sizes == {2, 3, 4, 5, 6}
+    assert kept == {1, 2, 3, 4}
+    assert np.mean(answered) > 0.8
+    assert np.mean(found) > 1.5 * np.mean(anyone), (np.mean(found), np.mean(anyone))
 
 
 @pytest.mark.parametrize("tokens", [160, 250, 1200])
@@ -188,7 +216,7 @@ def test_a_text_that_is_too_long_loses_its_first_passages(tokenizer, tokens):
     for row in range(stage.batch):
         pieces = [
             list(tokenize_passage(split, TEMPLATE, passage).tokens)
-            for passage in reader_texts._text(stage, 0, row).passages
+            for passage in stage_reading(stage, 0, row).passages
         ]
         evidence = texts.tokens[row, texts.segments[row] == 0].tolist()
         suffixes = [
@@ -207,24 +235,23 @@ def test_the_wording_ends_where_the_answer_begins(tokenizer):
 def test_families_have_their_share_of_the_first_texts_of_rows(tokenizer, monkeypatch, share):
     """Long texts leave no room for a second one in a row, so these are what is read."""
     stage = dataclasses.replace(STAGE, family_share=share, batch=4)
-    made = reader_texts.generate_family_reading
+    made = reader_stages.generate_family_reading
     families, first = [], []
 
     def record(config, family, index):
         families.append(family)
         return made(config, family, index)
 
-    text = reader_texts._text
-
     def record_text(stage, seed, index):
         before = len(families)
-        found = text(stage, seed, index)
+        found = stage_reading(stage, seed, index)
         if index < reader_texts._FIRST_TEXTS:
             first.extend(families[before:] or [None])
         return found
 
-    monkeypatch.setattr(reader_texts, "generate_family_reading", record)
-    monkeypatch.setattr(reader_texts, "_text", record_text)
+    reader_stages._unmixed.cache_clear()
+    monkeypatch.setattr(reader_stages, "generate_family_reading", record)
+    monkeypatch.setattr(reader_texts, "stage_reading", record_text)
     for step in range(40):
         make_texts(split_tokenizer(tokenizer), stage, seed=0, step=step)
     asked = [family for family in first if family is not None]
