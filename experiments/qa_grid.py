@@ -20,7 +20,7 @@ from experiments.support.qa_run import run_cell, run_transfer
 from experiments.support.qa_settings import QaMethods
 from experiments.support.qa_tables import ALL, PAIRS, comparison_table, score_table
 from experiments.support.qa_training import Subject, Training
-from experiments.support.retrievers import SingleRetriever
+from experiments.support.retrievers import RetrieverName
 from experiments.support.run_folder import open_run
 from icorag_jax.backbones.loading import backbone_names, load_backbone
 
@@ -46,8 +46,8 @@ class Config:
     out: Path
     resume: bool = False
     backbones: tuple[str, ...] = ()
-    retrievers: tuple[SingleRetriever, ...] = ("bm25", "dense")
-    transfer: tuple[SingleRetriever, ...] = ("bm25",)
+    retrievers: tuple[RetrieverName, ...] = ("bm25", "dense")
+    transfer: tuple[RetrieverName, ...] = ("bm25",)
     dtype: Literal["float32", "bfloat16"] = "float32"
     cache: Path | None = None
     bootstrap: int = 10_000

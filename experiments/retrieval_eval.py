@@ -13,7 +13,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from experiments.support.retrieval_measures import (
     recall_table,
 )
 from experiments.support.retrievers import (
-    SingleRetriever,
+    RetrieverName,
     make_retriever,
     read_encoder,
     read_sample,
@@ -41,8 +41,7 @@ from icorag_jax.retrieval.encoder_files import Prompts
 from icorag_jax.retrieval.hybrid import Fusion, HybridIndex
 from icorag_jax.retrieval.retriever import Index, corpus_fingerprint
 
-RetrieverName = Literal["bm25", "dense", "hybrid"]
-_PARTS: tuple[SingleRetriever, ...] = ("bm25", "dense")  # of the hybrid
+_PARTS: tuple[RetrieverName, ...] = ("bm25", "dense")  # of the hybrid
 
 
 @dataclasses.dataclass(frozen=True)

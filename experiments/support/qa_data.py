@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from experiments.support.retrieval_measures import find_benchmarks
 from experiments.support.retrievers import (
-    SingleRetriever,
+    RetrieverName,
     make_retriever,
     read_encoder,
     read_sample,
@@ -28,10 +28,9 @@ from icorag_jax.data.world import (
     corpus_of,
     generate_questions,
 )
-from icorag_jax.retrieval.bm25 import Bm25
-from icorag_jax.retrieval.dense import Dense
 from icorag_jax.retrieval.encoder_files import Prompts
 from icorag_jax.retrieval.retrieved import RetrievedQuestion, pair
+from icorag_jax.retrieval.retriever import Retriever
 
 EvaluationSplit = Literal["dev", "test"]
 # The questions of each by name.
@@ -53,9 +52,9 @@ class QaData:
         seed: of the draws of questions from a folder.
         train_seed: of the world to train on.
         evaluation_seed: of the world to evaluate on.
-        retriever: bm25 or dense.
+        retriever: bm25, dense, or the hybrid of both.
         passages: to a question, at most.
-        encoder: folder or hub id of the dense retriever's encoder; by default the installed one.
+        encoder: folder or hub id of dense retrieval's encoder; by default the installed one.
         query_prompt: what it wants before a query, if its files do not say.
         passage_prompt: what it wants before a passage, if its files do not say.
         max_length: tokens a passage is cut to; the world's have about 40.
@@ -70,7 +69,7 @@ class QaData:
     seed: int = 0
     train_seed: int = 0
     evaluation_seed: int = 1
-    retriever: SingleRetriever = "bm25"
+    retriever: RetrieverName = "bm25"
     passages: int = 10
     encoder: str | None = None
     query_prompt: str = ""
@@ -85,7 +84,7 @@ class QaData:
             ValueError: names the setting that is not right.
         """
         for name, choices in (
-            ("retriever", get_args(SingleRetriever)),
+            ("retriever", get_args(RetrieverName)),
             ("evaluation_split", get_args(EvaluationSplit)),
         ):
             if getattr(self, name) not in choices:
@@ -147,7 +146,7 @@ def load_questions(settings: QaData, cache: Path) -> QuestionSets:
     return _load_folder(settings, Path(settings.data), retriever, cache)
 
 
-def _load_world(settings: QaData, retriever: Bm25 | Dense, cache: Path) -> QuestionSets:
+def _load_world(settings: QaData, retriever: Retriever, cache: Path) -> QuestionSets:
     families: tuple[Family, ...] = tuple(
         family for family in FAMILIES if not settings.benchmarks or family in settings.benchmarks
     )
@@ -170,9 +169,7 @@ def _load_world(settings: QaData, retriever: Bm25 | Dense, cache: Path) -> Quest
     return QuestionSets(train, load(world, settings.evaluation_split))
 
 
-def _load_folder(
-    settings: QaData, folder: Path, retriever: Bm25 | Dense, cache: Path
-) -> QuestionSets:
+def _load_folder(settings: QaData, folder: Path, retriever: Retriever, cache: Path) -> QuestionSets:
     corpora = find_benchmarks(folder, settings.evaluation_split, settings.benchmarks)
     # All of them now: what is malformed is found before anything is indexed.
     questions = {}
@@ -197,9 +194,9 @@ def _load_folder(
     return QuestionSets(train, evaluation)
 
 
-def _retriever(settings: QaData, cache: Path) -> Bm25 | Dense:
+def _retriever(settings: QaData, cache: Path) -> Retriever:
     encoder = None
-    if settings.retriever == "dense":
+    if settings.retriever != "bm25":
         prompts = Prompts(settings.query_prompt, settings.passage_prompt)
         encoder = read_encoder(settings.encoder, prompts, settings.max_length)
     return make_retriever(
@@ -209,7 +206,7 @@ def _retriever(settings: QaData, cache: Path) -> Bm25 | Dense:
 
 def _retrieve(
     settings: QaData,
-    retriever: Bm25 | Dense,
+    retriever: Retriever,
     corpus: Sequence[CorpusPassage],
     questions: Sequence[Question],
     cache: Path,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from icorag_jax.retrieval.dense import Dense
 from icorag_jax.retrieval.embeddings import Embedding
 from icorag_jax.retrieval.encoder import SentenceEncoder, find_default_encoder, load_encoder
 from icorag_jax.retrieval.encoder_files import Prompts
+from icorag_jax.retrieval.hybrid import Hybrid
 from icorag_jax.retrieval.retrieved import search_in_batches
-from icorag_jax.retrieval.retriever import SearchResults
+from icorag_jax.retrieval.retriever import Retriever, SearchResults
 
-SingleRetriever = Literal["bm25", "dense"]
+RetrieverName = Literal["bm25", "dense", "hybrid"]
 _SEARCH_BATCH = 1024  # queries searched at once
 # To be raised when results come out otherwise, as settings do not tell.
 _FORMAT = 1
@@ -46,17 +47,18 @@ def read_encoder(source: str | None, prompts: Prompts, max_length: int) -> Sente
 
 
 def make_retriever(
-    name: SingleRetriever,
+    name: RetrieverName,
     encoder: SentenceEncoder | None,
     max_length: int,
     batch_size: int,
     folder: Path,
-) -> Bm25 | Dense:
+) -> Retriever:
     """A retriever on the settings of experiments.
 
     Args:
         name: which.
-        encoder: of dense retrieval; BM25 needs none.
+        encoder: of dense retrieval and so of the hybrid, which fuses its rankings with BM25's;
+            BM25 needs none.
         max_length: tokens a passage is cut to.
         batch_size: texts embedded at once.
         folder: to keep indexes in.
@@ -64,19 +66,21 @@ def make_retriever(
     Raises:
         ValueError: there is no such retriever, or dense retrieval has no encoder.
     """
+    if name not in get_args(RetrieverName):
+        raise ValueError(f"retriever must be {' or '.join(get_args(RetrieverName))}, got {name!r}")
+    bm25 = Bm25(cache=folder)
     if name == "bm25":
-        return Bm25(cache=folder)
-    if name != "dense":
-        raise ValueError(f"retriever must be bm25 or dense, got {name!r}")
+        return bm25
     if encoder is None:
         raise ValueError("dense retrieval needs an encoder: read_encoder")
-    return Dense(
+    dense = Dense(
         Embedding(encoder, max_length, batch_size, shard_passages=1024, cache=folder, progress=True)
     )
+    return dense if name == "dense" else Hybrid((bm25, dense))
 
 
 def search_stored(
-    retriever: Bm25 | Dense,
+    retriever: Retriever,
     corpus: Sequence[CorpusPassage],
     queries: Sequence[str],
     k: int,

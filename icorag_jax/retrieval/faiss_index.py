@@ -94,6 +94,12 @@ class Faiss:
             ) from error
         return index
 
+    def fingerprint(self, corpus: Sequence[CorpusPassage]) -> str:
+        """What the results of searches in a corpus depend on, in one word."""
+        return cache.fingerprint(
+            {"file": self._path(corpus).parent.name, "search_parameters": self.search_parameters}
+        )
+
     def _path(self, corpus: Sequence[CorpusPassage]) -> Path:
         assert self.embedding.cache is not None  # checked when it was made
         parts = {

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from icorag_jax.data.records import CorpusPassage
+from icorag_jax.retrieval import cache
 from icorag_jax.retrieval.ranking import reciprocal_rank_fusion
 from icorag_jax.retrieval.retriever import Index, Retriever, SearchResults, check_search
 
@@ -47,6 +48,13 @@ class Hybrid:
         """
         return HybridIndex(
             tuple(retriever.index(corpus) for retriever in self.retrievers), self.fusion
+        )
+
+    def fingerprint(self, corpus: Sequence[CorpusPassage]) -> str:
+        """What the results of searches in a corpus depend on, in one word."""
+        parts = sorted(retriever.fingerprint(corpus) for retriever in self.retrievers)
+        return cache.fingerprint(
+            {"index": "hybrid", "parts": parts, "fusion": dataclasses.asdict(self.fusion)}
         )
 
 

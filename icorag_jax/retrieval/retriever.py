@@ -69,6 +69,10 @@ class Retriever(Protocol):
         """
         ...
 
+    def fingerprint(self, corpus: Sequence[CorpusPassage]) -> str:
+        """What the results of searches in a corpus depend on, in one word."""
+        ...
+
 
 def passage_text(passage: CorpusPassage) -> str:
     """A passage as one text: title, full stop, text; either alone where the other is empty."""

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tyro
 
 from experiments.support import qa_data
 from experiments.support.qa_data import QaData, load_questions
+from experiments.support.retrievers import RetrieverName
 from icorag_jax.data.folders import write_corpus, write_questions
 from icorag_jax.data.records import CorpusPassage, Passage, Question
 from icorag_jax.data.world import FAMILIES, WorldConfig, generate_questions
@@ -92,7 +94,7 @@ class TestWorld:
             assert question.question.id == f"world/{family}/test/4/0"
             assert len(question.passages) == 2
 
-    @pytest.mark.parametrize("retriever", ["bm25", "dense"])
+    @pytest.mark.parametrize("retriever", get_args(RetrieverName))
     def test_found_once(self, tmp_path, nothing_is_computed, retriever):
         settings = dataclasses.replace(
             WORLD,
@@ -190,7 +192,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"retriever": "hybrid"}, "retriever must be bm25 or dense, got 'hybrid'"),
+            ({"retriever": "colbert"}, "retriever must be bm25 or dense or hybrid, got 'colbert'"),
             ({"evaluation_split": "train"}, "evaluation_split must be dev or test, got 'train'"),
             ({"passages": 0}, "passages must be at least 1, got 0"),
             ({"train_questions": -1}, "train_questions must be at least 0"),

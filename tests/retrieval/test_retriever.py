@@ -12,7 +12,7 @@ from icorag_jax.retrieval.bm25 import Bm25
 from icorag_jax.retrieval.dense import Dense
 from icorag_jax.retrieval.embeddings import Embedding
 from icorag_jax.retrieval.faiss_index import Faiss
-from icorag_jax.retrieval.hybrid import Hybrid
+from icorag_jax.retrieval.hybrid import Fusion, Hybrid
 from icorag_jax.retrieval.retriever import (
     Index,
     Retriever,
@@ -70,6 +70,30 @@ class TestCorpus:
         corpus = [CorpusPassage(str(i), "", "") for i in range(5)]
         with pytest.raises(ValueError, match=r"'0', '1', '2' and 2 more"):
             check_corpus(corpus)
+
+
+class TestFingerprint:
+    def test_goes_by_the_corpus(self, retriever):
+        found = {retriever.fingerprint(make_corpus(size)) for size in (2, 3)}
+        assert len(found) == 2 and retriever.fingerprint(make_corpus(3)) in found
+
+    def test_goes_by_all_that_the_hybrid_is(self, tmp_path):
+        bm25, dense = (make_retriever(name, tmp_path) for name in ("bm25", "dense"))
+        hybrids = [
+            Hybrid((bm25, dense)),
+            Hybrid((bm25,)),
+            Hybrid((Bm25(k1=2.0), dense)),
+            Hybrid((bm25, dense), Fusion(depth=7)),
+        ]
+        corpus = make_corpus(3)
+        assert len({each.fingerprint(corpus) for each in hybrids}) == len(hybrids)
+        # Rankings are fused alike in whichever order.
+        assert Hybrid((dense, bm25)).fingerprint(corpus) == hybrids[0].fingerprint(corpus)
+
+    def test_goes_by_how_faiss_searches(self, tmp_path):
+        faiss = make_retriever("faiss", tmp_path)
+        other = dataclasses.replace(faiss, search_parameters="nprobe=2")
+        assert faiss.fingerprint(make_corpus(3)) != other.fingerprint(make_corpus(3))
 
 
 class TestSearch:
