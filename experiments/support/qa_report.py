@@ -10,7 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.support.claims import Claim, claims_markdown
-from experiments.support.qa_tables import ALL, best_settings, comparisons_of, points
+from experiments.support.qa_tables import (
+    ALL,
+    COMPARISON_COLUMNS,
+    best_settings,
+    comparisons_of,
+    points,
+)
 from icorag_jax.data.world import CONTROL
 
 _COLOURS = {
@@ -40,7 +46,8 @@ def summarize(
 
 def claims(summary: Mapping[str, Any]) -> list[Claim]:
     """What should hold of one backbone and retriever."""
-    compared = pd.DataFrame(summary["comparisons"])
+    # Where no two methods are compared there are no records that could tell columns.
+    compared = pd.DataFrame(summary["comparisons"], columns=list(COMPARISON_COLUMNS))
     found = [
         _gain_claim(compared, "updater", "shared", "The updater beats the shared interface"),
         _gain_claim(compared, "updater", "blind", "It beats a context-blind one of equal size"),

@@ -17,6 +17,9 @@ PAIRS = (
     ("updater", "tta"), ("tta", "shared"), ("slot", "frozen"), ("oracle", "shared"),
 )  # fmt: skip
 ALL = "all"
+COMPARISON_COLUMNS = (
+    "benchmark", "method", "against", "measure", "difference", "low", "high", "p", "questions",
+)  # fmt: skip
 
 
 def score_table(answers: pd.DataFrame, bootstrap: int, seed: int) -> pd.DataFrame:
@@ -83,10 +86,7 @@ def comparison_table(
                 p = min(1.0, 2 * min(below, above) / (bootstrap + 1))
                 count = len(difference) if name == ALL else len(values[name])
                 rows.append((name, method, against, measure, mean, low, high, p, count))
-    columns = [
-        "benchmark", "method", "against", "measure", "difference", "low", "high", "p", "questions",
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
 def best_settings(tuned: pd.DataFrame) -> pd.DataFrame:

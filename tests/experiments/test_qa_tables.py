@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from experiments.support import qa_report
-from experiments.support.qa_tables import ALL, comparison_table, score_table
+from experiments.support.qa_tables import ALL, PAIRS, comparison_table, score_table
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +79,13 @@ def test_claims_say_what_holds(answers):
         "On single facts it does not be": True,
         "Updates of different questions": False,
     }
+
+
+def test_a_method_alone_is_reported_without_comparisons(answers):
+    alone = answers[answers["method"] == "frozen"]
+    scores, compared = score_table(alone, 200, 0), comparison_table(alone, PAIRS, 200, 0)
+    none = pd.DataFrame()
+    summary = qa_report.summarize(scores, compared, none, none)
+    assert (summary["comparisons"], summary["claims"]) == ([], [])
+    assert "| bridge | " in qa_report.account(summary, scores, compared, None)
+    assert list(qa_report.draw(scores, compared, none)) == ["scores"]
