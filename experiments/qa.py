@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"questions": QaData(train_questions=300, evaluation_questions=300)},
     # Of methods that were trained before: docs/method.md says how.
     "glance": {
-        "questions": QaData(train_questions=2, evaluation_questions=60),
+        "questions": QaData(train_questions=2, evaluation_questions=90),
         "use": QaMethods(
             methods=(
                 "closed_book", "frozen", "shared", "blind", "updater", "updater_shuffled", "tta",
