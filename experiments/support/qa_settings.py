@@ -121,7 +121,10 @@ class QaMethods:
 
     def adaptation_grid(self, objectives: tuple[Objective, ...]) -> list[AdaptationConfig]:
         """What test-time adaptation is tuned over, but for the number of steps."""
-        rates = {"sgd": (0.001, 0.01, 0.1, 1.0), "adam": (0.001, 0.003, 0.01, 0.03)}
+        rates = {
+            "sgd": (0.0001, 0.001, 0.01, 0.1, 1.0),
+            "adam": (0.0001, 0.001, 0.003, 0.01, 0.03),
+        }
         return [
             AdaptationConfig(objective, optimizer, self.adaptation_steps, rate)
             for objective, optimizer in itertools.product(objectives, ("sgd", "adam"))
