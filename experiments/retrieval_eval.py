@@ -28,6 +28,7 @@ from experiments.support.retrieval_measures import (
     recall_table,
 )
 from experiments.support.retrievers import (
+    HYBRID_PARTS,
     RetrieverName,
     make_retriever,
     read_encoder,
@@ -40,8 +41,6 @@ from icorag_jax.retrieval.encoder import SentenceEncoder
 from icorag_jax.retrieval.encoder_files import Prompts
 from icorag_jax.retrieval.hybrid import Fusion, HybridIndex
 from icorag_jax.retrieval.retriever import Index, corpus_fingerprint
-
-_PARTS: tuple[RetrieverName, ...] = ("bm25", "dense")  # of the hybrid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +203,7 @@ class Indexes:
 
     def _make(self, retriever: RetrieverName) -> Index:
         if retriever == "hybrid":
-            return HybridIndex(tuple(self.get(part) for part in _PARTS), Fusion())
+            return HybridIndex(tuple(self.get(part) for part in HYBRID_PARTS), Fusion())
         made = make_retriever(
             retriever, self._encoder, self._config.max_length, self._config.batch_size, self._cache
         )
@@ -214,7 +213,7 @@ class Indexes:
 def build_cost(run: Run, corpus: str, indexes: Indexes, retriever: RetrieverName) -> pd.DataFrame:
     """As `Indexes.build_cost`, kept in the run; the hybrid's is the sum of its parts'."""
     if retriever == "hybrid":
-        parts = pd.concat([build_cost(run, corpus, indexes, part) for part in _PARTS])
+        parts = pd.concat([build_cost(run, corpus, indexes, part) for part in HYBRID_PARTS])
         return parts.groupby("passages").agg("sum").reset_index()
     build = functools.partial(indexes.build_cost, retriever)
     return run.cell(f"build_{corpus}_{retriever}", build)

@@ -19,6 +19,8 @@ from icorag_jax.retrieval.retrieved import search_in_batches
 from icorag_jax.retrieval.retriever import Retriever, SearchResults
 
 RetrieverName = Literal["bm25", "dense", "hybrid"]
+# Whose rankings the hybrid fuses.
+HYBRID_PARTS: tuple[RetrieverName, ...] = ("bm25", "dense")
 _SEARCH_BATCH = 1024  # queries searched at once
 # To be raised when results come out otherwise, as settings do not tell.
 _FORMAT = 1
@@ -68,15 +70,18 @@ def make_retriever(
     """
     if name not in get_args(RetrieverName):
         raise ValueError(f"retriever must be {' or '.join(get_args(RetrieverName))}, got {name!r}")
-    bm25 = Bm25(cache=folder)
+    if name == "hybrid":
+        parts = (
+            make_retriever(part, encoder, max_length, batch_size, folder) for part in HYBRID_PARTS
+        )
+        return Hybrid(tuple(parts))
     if name == "bm25":
-        return bm25
+        return Bm25(cache=folder)
     if encoder is None:
         raise ValueError("dense retrieval needs an encoder: read_encoder")
-    dense = Dense(
+    return Dense(
         Embedding(encoder, max_length, batch_size, shard_passages=1024, cache=folder, progress=True)
     )
-    return dense if name == "dense" else Hybrid((bm25, dense))
 
 
 def search_stored(

@@ -97,12 +97,16 @@ class Faiss:
     def fingerprint(self, corpus: Sequence[CorpusPassage]) -> str:
         """What the results of searches in a corpus depend on, in one word."""
         return cache.fingerprint(
-            {"file": self._path(corpus).parent.name, "search_parameters": self.search_parameters}
+            {**self._file_parts(corpus), "search_parameters": self.search_parameters}
         )
 
     def _path(self, corpus: Sequence[CorpusPassage]) -> Path:
         assert self.embedding.cache is not None  # checked when it was made
-        parts = {
+        return self.embedding.cache / cache.fingerprint(self._file_parts(corpus)) / _FILE
+
+    def _file_parts(self, corpus: Sequence[CorpusPassage]) -> dict[str, object]:
+        """What the file depends on."""
+        return {
             "index": "faiss",
             "version": _faiss().__version__,
             "embeddings": self.embedding.fingerprint(corpus),
@@ -110,7 +114,6 @@ class Faiss:
             "training_passages": self.training_passages,
             "seed": self.seed,
         }
-        return self.embedding.cache / cache.fingerprint(parts) / _FILE
 
 
 @dataclasses.dataclass(frozen=True)
