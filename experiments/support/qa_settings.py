@@ -50,9 +50,6 @@ class QaMethods:
         weight_decay: of training.
         bias_penalty: see `icorag_jax.rag.learning.LearningConfig`.
         selection_weight: likewise.
-        gold_share: how much of the loss of selection is on all gold passages, from 0 to 1, not
-            only on those that have an answer: the more, the better for benchmarks
-            unlike those trained on, and the worse for these.
         method_seed: of training.
         tuning_questions: training questions of each benchmark that test-time adaptation is tuned
             on.
@@ -85,16 +82,11 @@ class QaMethods:
     weight_decay: float = 1.0
     bias_penalty: float = 1e-4
     selection_weight: float = 1.0
-    gold_share: float = 0.0
     method_seed: int = 0
     tuning_questions: int = 10
     adaptation_steps: int = 5
     adapted_questions: int = 100
     evaluation_batch: int = 50
-
-    def __post_init__(self):
-        """Finds now what would be found after all questions have been read."""
-        self.learning_config()
 
     def first_layer(self, decoder: DecoderConfig) -> int:
         """The interface's first layer."""
@@ -123,7 +115,6 @@ class QaMethods:
             weight_decay=self.weight_decay,
             bias_penalty=self.bias_penalty,
             selection_weight=self.selection_weight,
-            gold_share=self.gold_share,
             seed=self.method_seed,
             checkpoint_every=50,
         )

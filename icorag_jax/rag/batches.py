@@ -59,7 +59,6 @@ class Batch(NamedTuple):
         present: whether there is a passage.
         is_positive: whether an answer is read off a passage (`RetrievedQuestion.positive`); for
             training, nowhere without answers.
-        is_gold: whether a question is known to need a passage (`RetrievedQuestion.gold`), likewise.
     """
 
     evidence_tokens: Int[np.ndarray, "batch evidence"]
@@ -72,7 +71,6 @@ class Batch(NamedTuple):
     traits: Float[np.ndarray, "batch passages traits"]
     present: Bool[np.ndarray, "batch passages"]
     is_positive: Bool[np.ndarray, "batch passages"]
-    is_gold: Bool[np.ndarray, "batch passages"]
 
 
 def make_batch(
@@ -124,7 +122,6 @@ def make_batch(
         traits=np.zeros((count, config.passages, TRAITS), np.float32),
         present=np.zeros((count, config.passages), bool),
         is_positive=np.zeros((count, config.passages), bool),
-        is_gold=np.zeros((count, config.passages), bool),
     )
     scores = np.zeros((count, config.passages))
     for row, asked in enumerate(questions):
@@ -142,7 +139,6 @@ def make_batch(
         tokens = [first]
         if answers:
             batch.is_positive[row, :shown] = asked.positive[:shown]
-            batch.is_gold[row, :shown] = [gold is True for gold in asked.gold[:shown]]
             tokens.append(_answer(config, decoder, tokenizer, asked.question.answers[0]))
         filled = np.concatenate(tokens)
         batch.tokens[row, : len(filled)] = filled

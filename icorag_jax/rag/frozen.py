@@ -39,7 +39,6 @@ class Reading(NamedTuple):
         positions: -1 at padding.
         is_answer: rows of the answer.
         is_positive: see `icorag_jax.rag.batches.Batch`.
-        is_gold: likewise.
     """
 
     context: Context
@@ -48,7 +47,6 @@ class Reading(NamedTuple):
     positions: Int[Array, "batch tokens"]
     is_answer: Bool[Array, "batch tokens"]
     is_positive: Bool[Array, "batch passages"]
-    is_gold: Bool[Array, "batch passages"]
 
 
 def upper_decoder(
@@ -125,7 +123,6 @@ def read_rows(
         positions=positions,
         is_answer=jnp.asarray(batch.is_answer),
         is_positive=jnp.asarray(batch.is_positive),
-        is_gold=jnp.asarray(batch.is_gold),
     )
     return reading, cache
 

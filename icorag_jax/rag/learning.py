@@ -45,7 +45,6 @@ class LearningConfig:
         weight_decay: of AdamW, on what scores of passages are made of; see `make_optimizer`.
         bias_penalty: weight of the mean square of the logit bias.
         selection_weight: weight of the loss `selection`.
-        gold_share: see `icorag_jax.rag.losses.selection_target`.
         seed: of parameters and batches.
         checkpoint_every: steps from one checkpoint to the next.
     """
@@ -59,14 +58,8 @@ class LearningConfig:
     weight_decay: float
     bias_penalty: float
     selection_weight: float
-    gold_share: float
     seed: int
     checkpoint_every: int
-
-    def __post_init__(self):
-        """Checks the range of the share."""
-        if not 0 <= self.gold_share <= 1:
-            raise ValueError(f"gold_share must be from 0 to 1, got {self.gold_share}")
 
     @property
     def all_steps(self) -> int:
@@ -129,7 +122,7 @@ def learning_step(
 ) -> tuple[LearningState, LearningLosses]:
     """One step of the optimizer; the state stays as it was where a gradient is not finite."""
     gradient = jax.value_and_grad(method_loss, argnums=4, has_aux=True)
-    weights = LossWeights(config.bias_penalty, config.selection_weight, config.gold_share)
+    weights = LossWeights(config.bias_penalty, config.selection_weight)
     (_, losses), slopes = gradient(
         method, decoder, weights, frozen, state.parameters, reading, selection_alone=selection_alone
     )

@@ -19,12 +19,10 @@ class LossWeights(NamedTuple):
     Attributes:
         bias: the mean square of the logit bias.
         selection: see `selection_losses`.
-        gold_share: see `selection_target`.
     """
 
     bias: float
     selection: float
-    gold_share: float
 
 
 class LearningLosses(NamedTuple):
@@ -74,57 +72,32 @@ def score_answers(
 
 
 def has_selection_loss(
-    selected: Bool[Array, "batch passages"], present: Bool[Array, "batch passages"]
+    is_positive: Bool[Array, "batch passages"], present: Bool[Array, "batch passages"]
 ) -> Bool[Array, "batch"]:
-    """Whether `selection_losses` say something: some passages are to be selected, some are not."""
-    return selected.any(axis=1) & (present & ~selected).any(axis=1)
-
-
-def selection_target(
-    is_positive: Bool[Array, "batch passages"],
-    is_gold: Bool[Array, "batch passages"],
-    gold_share: float,
-) -> Float[Array, "batch passages"]:
-    """How attention should be shared among passages: evenly among the positive ones.
-
-    A part of it goes evenly to all that a question needs, those that lead to an answer among them.
-    What has an answer is the third passage of one task and the first of another; that all
-    of them are needed is true of both.
-
-    Args:
-        is_positive: see `icorag_jax.rag.batches.Batch`.
-        is_gold: likewise.
-        gold_share: that part.
-
-    Returns:
-        float32; zeros for a question without positive passages, else 1 in all.
-    """
-    answer, needed = is_positive.astype(jnp.float32), (is_positive | is_gold).astype(jnp.float32)
-    answer /= jnp.maximum(answer.sum(axis=1, keepdims=True), 1)
-    needed /= jnp.maximum(needed.sum(axis=1, keepdims=True), 1)
-    target = (1 - gold_share) * answer + gold_share * needed
-    return jnp.where(is_positive.any(axis=1, keepdims=True), target, 0)
+    """Whether `selection_losses` say something: some passages are positive, and some are not."""
+    return is_positive.any(axis=1) & (present & ~is_positive).any(axis=1)
 
 
 def selection_losses(
     scores: Float[Array, "batch passages"],
-    target: Float[Array, "batch passages"],
+    is_positive: Bool[Array, "batch passages"],
     present: Bool[Array, "batch passages"],
 ) -> tuple[Float[Array, "batch"], Bool[Array, "batch"]]:
-    """Cross entropy of the target under the softmax of scores.
+    """Cross entropy of the positive passages under the softmax of scores, their mean.
 
     Args:
         scores: of passages, `icorag_jax.rag.interface.passage_scores`.
-        target: from `selection_target`.
+        is_positive: see `icorag_jax.rag.batches.Batch`.
         present: which there are.
 
     Returns:
         The loss, and whether it says something, `has_selection_loss`.
     """
     shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
-    each = jnp.where(target > 0, -target * jax.nn.log_softmax(shown, axis=-1), 0)
-    says = has_selection_loss(target > 0, present)
-    return jnp.where(says, each.sum(axis=1), 0), says
+    each = jnp.where(is_positive, -jax.nn.log_softmax(shown, axis=-1), 0)
+    says = has_selection_loss(is_positive, present)
+    count = jnp.maximum(is_positive.sum(axis=1), 1).astype(scores.dtype)
+    return jnp.where(says, each.sum(axis=1) / count, 0), says
 
 
 def method_loss(
@@ -151,8 +124,9 @@ def method_loss(
     features, state = predict_state(method, decoder, parameters, reading.context)
     edit = state_edit(method, decoder, parameters, features, state)
     penalty = jnp.mean(jnp.square(edit.logit_bias))
-    target = selection_target(reading.is_positive, reading.is_gold, weights.gold_share)
-    each, says = selection_losses(passage_scores(features, state), target, reading.context.present)
+    each, says = selection_losses(
+        passage_scores(features, state), reading.is_positive, reading.context.present
+    )
     selection = each.sum() / jnp.maximum(says.sum(), 1).astype(each.dtype)
     zero = jnp.float32(0)
     if selection_alone:

@@ -136,11 +136,6 @@ def test_answers_are_learned_from_the_first_questions_and_selection_from_all(bac
     assert not training.selection(["bridge"]).readings.evidence.keys.size
 
 
-def test_a_setting_of_learning_that_is_not_right_is_found_at_once():
-    with pytest.raises(ValueError, match=r"gold_share must be from 0 to 1, got -0\.1"):
-        dataclasses.replace(USE, gold_share=-0.1)
-
-
 def test_nothing_to_train_on_is_an_error(backbone, tmp_path):
     questions = dataclasses.replace(QUESTIONS, train_questions=0)
     with pytest.raises(ValueError, match="there are no training questions"):

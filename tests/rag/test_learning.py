@@ -11,9 +11,9 @@ import small
 from small import DECODER
 
 from icorag_jax.rag import frozen, learning
-from icorag_jax.rag.interface import InterfaceConfig, passage_scores
+from icorag_jax.rag.interface import InterfaceConfig
 from icorag_jax.rag.learning import LearningConfig, LearningState, learn
-from icorag_jax.rag.method import init_method, predict_change, predict_state
+from icorag_jax.rag.method import init_method, predict_change
 from icorag_jax.rag.readings import Pool, take_readings
 from icorag_jax.training_checkpoints import TrainingCheckpoints
 
@@ -21,7 +21,7 @@ FROZEN, READINGS = small.parameters(), jax.device_get(small.reading())
 CONFIG = LearningConfig(
     selection_steps=0, selection_batch=4, selection_rate=3e-2,
     steps=6, batch=3, learning_rate=3e-2, weight_decay=1e-3, bias_penalty=1e-2,
-    selection_weight=0.5, gold_share=0.25, seed=4, checkpoint_every=2,
+    selection_weight=0.5, seed=4, checkpoint_every=2,
 )  # fmt: skip
 METHOD = small.method("updater")
 
@@ -108,7 +108,7 @@ def test_a_training_of_other_sizes_is_refused(folder, trained):
 def test_a_few_questions_are_learned_by_heart(tmp_path):
     config = dataclasses.replace(
         CONFIG, steps=40, batch=4, checkpoint_every=10, learning_rate=0.05, weight_decay=0.0,
-        bias_penalty=0.0, selection_weight=0.0, gold_share=0.0,
+        bias_penalty=0.0, selection_weight=0.0,
     )  # fmt: skip
     _, history = train(tmp_path, config)
     losses = [row["answers"] for row in history]
@@ -215,31 +215,3 @@ def test_without_answers_the_pool_makes_no_difference(tmp_path):
         for name, selection in (("below", below), ("whole", READINGS))
     ]
     small.assert_trees_equal(*(parameters for parameters, _ in found))
-
-
-def test_the_share_of_gold_passages_is_learned(tmp_path):
-    """Those that lead to an answer get about as much as the one that has it, or nothing."""
-    has_two = np.asarray([[True, True, False]])
-    readings = READINGS._replace(
-        is_positive=READINGS.context.present & [[True, False, False]],
-        is_gold=READINGS.context.present & has_two,
-    )
-    rows = np.asarray([0, 1])  # those with three passages
-    found = {}
-    for share in (0.0, 1.0):
-        config = dataclasses.replace(
-            CONFIG, selection_steps=60, selection_rate=0.05, steps=0, gold_share=share
-        )
-        pool = Pool(readings, rows)
-        folder = tmp_path / str(share)
-        parameters, _ = learn(METHOD, DECODER, config, FROZEN, pool, pool, folder)
-        context = jax.tree.map(jnp.asarray, take_readings(readings, rows).context)
-        scores = passage_scores(*predict_state(METHOD, DECODER, parameters, context))
-        found[share] = np.asarray(jax.nn.softmax(scores, axis=-1))
-    assert found[0.0][:, 1].max() < 0.2
-    assert found[1.0][:, 1].min() > 0.35 and found[1.0][:, 2].max() < 0.2
-
-
-def test_a_share_out_of_range_is_an_error():
-    with pytest.raises(ValueError, match=r"gold_share must be from 0 to 1, got 1\.5"):
-        dataclasses.replace(CONFIG, gold_share=1.5)

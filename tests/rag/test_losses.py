@@ -15,44 +15,20 @@ from icorag_jax.rag.method import predict_state
 
 FROZEN = small.parameters()
 METHOD = small.method("updater")
-WEIGHTS = LossWeights(bias=1e-2, selection=0.5, gold_share=0.0)
+WEIGHTS = LossWeights(bias=1e-2, selection=0.5)
 
 
 def test_the_loss_of_selection():
     scores = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     present = np.asarray([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [0] * 4], bool)
     positive = np.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0] * 4], bool)
-    target = losses.selection_target(jnp.asarray(positive), jnp.asarray(present), 0.0)
-    each, says = losses.selection_losses(jnp.asarray(scores), target, jnp.asarray(present))
+    each, says = losses.selection_losses(*map(jnp.asarray, (scores, positive, present)))
     # Without a positive passage, and with nothing but those, there is nothing to learn.
     np.testing.assert_array_equal(says, [True, False, True, False, False])
     for row in range(5):
         shares = np.exp(scores[row].astype(np.float64)) * present[row]
         expected = -np.log(shares[positive[row]] / shares.sum()).mean() if says[row] else 0
         np.testing.assert_allclose(each[row], expected, atol=1e-6)
-
-
-def test_a_share_of_the_target_is_on_all_gold_passages():
-    positive = jnp.asarray([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
-    gold = jnp.asarray([[1, 1, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]], bool)
-    found = losses.selection_target(positive, gold, 0.3)
-    # A passage with an answer counts as needed, whether that is known or not; without one there is
-    # no target.
-    expected = [[0.7 + 0.15, 0.15, 0, 0], [0.35 + 0.1, 0.35 + 0.1, 0, 0.1], [0, 0, 0, 0]]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_the_least_loss_of_selection_is_at_the_target():
-    present = jnp.asarray([[1, 1, 1, 1]], bool)
-    target = jnp.asarray([[0.6, 0.3, 0.1, 0.0]])
-
-    @jax.jit
-    def slopes(scores):
-        return jax.grad(lambda s: losses.selection_losses(s, target, present)[0].sum())(scores)
-
-    at_target = jnp.log(jnp.maximum(target, 1e-9))
-    np.testing.assert_allclose(slopes(at_target), 0, atol=1e-6)
-    assert np.abs(slopes(jnp.zeros((1, 4)))).max() > 0.1
 
 
 def test_steps_on_selection_are_those_of_the_loss_without_answers():
@@ -73,7 +49,7 @@ def test_steps_on_selection_are_those_of_the_loss_without_answers():
 def test_the_loss_is_that_of_answers_of_selection_and_a_penalty_on_biases():
     """Against NumPy, from the edit and the losses that other tests hold."""
     reading, parameters = small.reading(), small.drawn("updater")
-    weights = LossWeights(bias=0.25, selection=0.7, gold_share=0.4)
+    weights = LossWeights(bias=0.25, selection=0.7)
 
     @jax.jit
     def loss(parameters):
@@ -94,9 +70,8 @@ def test_the_loss_is_that_of_answers_of_selection_and_a_penalty_on_biases():
     np.testing.assert_allclose(found.penalty, penalty, rtol=1e-4)
     assert found.exact == np.mean(exact)
     features, state = predict_state(METHOD, DECODER, parameters, reading.context)
-    target = losses.selection_target(reading.is_positive, reading.is_gold, weights.gold_share)
     selection, says = losses.selection_losses(
-        passage_scores(features, state), target, reading.context.present
+        passage_scores(features, state), reading.is_positive, reading.context.present
     )
     assert says.sum() >= 2
     selection = np.asarray(selection)[np.asarray(says)].mean()

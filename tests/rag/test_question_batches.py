@@ -74,15 +74,14 @@ def test_passages_that_there_are_and_what_the_retriever_says_of_them():
     np.testing.assert_array_equal(batch.traits, retriever_traits(scores, batch.present))
 
 
-@pytest.mark.parametrize("which", ["positive", "gold"])
-def test_passages_to_select_are_marked_for_training_alone(which):
+def test_passages_with_an_answer_are_marked_for_training_alone():
+    batch = make()
     expected = np.zeros((4, 3), bool)
     for row, asked in enumerate(small.questions()):
-        marks = getattr(asked, which)[:3]
-        expected[row, : len(marks)] = [mark is True for mark in marks]
+        expected[row, : len(asked.passages[:3])] = asked.positive[:3]
     assert expected.any() and not expected[:3].all()
-    np.testing.assert_array_equal(getattr(make(), f"is_{which}"), expected)
-    assert not getattr(make(answers=False), f"is_{which}").any()
+    np.testing.assert_array_equal(batch.is_positive, expected)
+    assert not make(answers=False).is_positive.any()
 
 
 def test_a_long_passage_is_cut_and_those_after_it_are_left_out():

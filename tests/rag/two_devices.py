@@ -27,7 +27,7 @@ METHOD = dataclasses.replace(small_backbones.METHOD, passages=SIZES.passages)
 LEARNING = LearningConfig(
     selection_steps=1, selection_batch=4, selection_rate=1e-2,
     steps=4, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, selection_weight=0.5,
-    gold_share=0.3, seed=0, checkpoint_every=2,
+    seed=0, checkpoint_every=2,
 )  # fmt: skip
 
 
