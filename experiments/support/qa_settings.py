@@ -33,6 +33,7 @@ class QaMethods:
         pools: see `icorag_jax.rag.interface.InterfaceConfig`.
         pool_features: likewise.
         rank: likewise.
+        bound: likewise.
         updater_steps: reads of the updater.
         evidence_tokens: of instruction and passages, at most.
         question_tokens: of a question, at most.
@@ -68,6 +69,7 @@ class QaMethods:
     pools: int = 4
     pool_features: int = 16
     rank: int = 8
+    bound: float | None = None
     updater_steps: int = 3
     evidence_tokens: int = 480
     question_tokens: int = 64
@@ -99,7 +101,7 @@ class QaMethods:
     def method_config(self, kind: Kind, decoder: DecoderConfig, passages: int) -> MethodConfig:
         """A method."""
         interface = InterfaceConfig(
-            self.first_layer(decoder), self.pools, self.pool_features, self.rank
+            self.first_layer(decoder), self.pools, self.pool_features, self.rank, self.bound
         )
         return MethodConfig(kind, interface, UpdaterConfig(self.updater_steps), passages)
 

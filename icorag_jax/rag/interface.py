@@ -6,6 +6,9 @@ linearized objective (`icorag_jax.theory.objective`), both linear in the state `
     dot-product   logit bias     tau[layer, head] * a^T (W b_j / sqrt(|b|) + V c_j)
     projection    edited values  v <- v + v R[layer] S U[layer]
 
+With `InterfaceConfig.bound` what a question's passages have in common is taken off the scores that
+`tau` stands before, and no state makes them larger than it says (`icorag_jax.rag.deviations`).
+
 `a` are features of the question and `b_j` of passage j: hidden states of the frozen model, pooled
 by learned weights and projected, and what the retriever and the words that it shares with the
 question say of it. `c_j` are the words that it shares with each other passage, all of them and
@@ -19,6 +22,7 @@ interface's first on.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -29,6 +33,7 @@ from jaxtyping import Array, Bool, Float
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag.context import TRAITS, Context
+from icorag_jax.rag.deviations import bounded, contrast, standardize
 from icorag_jax.rag.words import (
     SPANS,
     Words,
@@ -41,25 +46,30 @@ from icorag_jax.rag.words import (
 
 @dataclasses.dataclass(frozen=True)
 class InterfaceConfig:
-    """Where the interface acts and how large it is.
+    """Where the interface acts, how large it is, and how much it may do.
 
     Attributes:
         layer: the first layer with the interface; features come from the residual stream before it.
         pools: ways to weigh the tokens of a text, each with features of its own.
         pool_features: features of a pool.
         rank: of the edit of values.
+        bound: what the root mean square of a question's scores of passages stays below, see
+            `bounded`; None leaves them as they are. Tasks that nothing was trained on want one.
     """
 
     layer: int
     pools: int = 4
     pool_features: int = 16
     rank: int = 8
+    bound: float | None = None
 
     def __post_init__(self):
         """Checks the ranges."""
         for name in ("layer", "pools", "pool_features", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.bound is not None and not 0 < self.bound < math.inf:
+            raise ValueError(f"bound must be above 0 and finite, got {self.bound}")
 
     @property
     def question_features(self) -> int:
@@ -192,9 +202,9 @@ class Interface(nn.Module):
         else:
             others = self._passage_words(axes)
             shared = [similarity(others, words), similarity(without(others, own), new)]
-        shared = _contrast(jnp.concatenate(shared, axis=-1), axes.present, read.present)
+        shared = contrast(jnp.concatenate(shared, axis=-1), axes.present, read.present)
         shared = shared.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
-        parts = [pooled, read.traits, _standardize(similarity(own, words)[:, 0], read.present)]
+        parts = [pooled, read.traits, standardize(similarity(own, words)[:, 0], read.present)]
         passages = jnp.concatenate([*parts, jnp.ones_like(pooled[..., :1])], axis=-1)
         there = read.present[..., None]
         return Features(
@@ -225,7 +235,7 @@ class Interface(nn.Module):
 
     def edit(self, features: Features, state: InterfaceState) -> EvidenceEdit:
         """How rows of questions and answers see evidence in a state, float32."""
-        scores = passage_scores(features, state)
+        scores = bias_scores(features, state, self.config.bound)
         layers, batch = self.gain.shape[0], scores.shape[0]
         read, write = self.value_read[:, None], self.value_write[:, None]
         return EvidenceEdit(
@@ -243,52 +253,18 @@ def passage_scores(features: Features, state: InterfaceState) -> Float[Array, "b
     return jnp.where(features.present, scores, 0)
 
 
+def bias_scores(
+    features: Features, state: InterfaceState, bound: float | None
+) -> Float[Array, "batch passages"]:
+    """What logit biases are made of: scores of passages, bounded if `InterfaceConfig` says so."""
+    scores = passage_scores(features, state)
+    return scores if bound is None else bounded(scores, features.present, bound)
+
+
 def passage_rows(context: Context) -> Bool[Array, "batch passages evidence"]:
     """Which evidence rows are of a passage."""
     numbers = jnp.arange(context.present.shape[1])
     return context.passage_of[:, None] == numbers[None, :, None]
-
-
-def centre(
-    values: Float[Array, "batch passages *rest"], present: Bool[Array, "batch passages"]
-) -> Float[Array, "batch passages *rest"]:
-    """Values less their mean over a question's passages, 0 where there is no passage.
-
-    What all passages share says nothing of which one counts.
-    """
-    there = present.reshape(*present.shape, *[1] * (values.ndim - 2))
-    return jnp.where(there, values - _mean(values, there, 1), 0)
-
-
-def _standardize(
-    values: Float[Array, "batch passages spans"], present: Bool[Array, "batch passages"]
-) -> Float[Array, "batch passages spans"]:
-    """Values in their deviations over a question's passages from their mean."""
-    centred = centre(values, present)
-    variance = _mean(jnp.square(centred), present[..., None], 1)
-    # Small differences stay small: 0.01 is a word among a hundred.
-    return centred * jax.lax.rsqrt(variance + 1e-4)
-
-
-def _contrast(
-    values: Float[Array, "batch others passages kernels"],
-    others: Bool[Array, "batch others"],
-    passages: Bool[Array, "batch passages"],
-) -> Float[Array, "batch others passages kernels"]:
-    """How much more of a passage one has than the others have, in deviations over all pairs.
-
-    A passage is like itself, whatever it says: such pairs are left out, and are 0.
-    """
-    pairs = others[:, :, None] & passages[:, None, :] & ~jnp.eye(others.shape[1], dtype=bool)[None]
-    pairs = pairs[..., None]
-    values = jnp.where(pairs, values - _mean(values, pairs, 1), 0)
-    return values * jax.lax.rsqrt(_mean(jnp.square(values), pairs, (1, 2)) + 1e-4)
-
-
-def _mean(values: Array, where: Array, axis: int | tuple[int, ...]) -> Array:
-    """The mean over some entries, 0 where there are none, with the axes kept."""
-    count = jnp.maximum(jnp.sum(where, axis=axis, keepdims=True), 1).astype(values.dtype)
-    return jnp.sum(jnp.where(where, values, 0), axis=axis, keepdims=True) / count
 
 
 def normalize(states: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:

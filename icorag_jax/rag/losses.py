@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.frozen import Reading, token_losses, upper_decoder, upper_states
-from icorag_jax.rag.interface import passage_scores
+from icorag_jax.rag.interface import bias_scores
 from icorag_jax.rag.method import MethodConfig, predict_state, state_edit
 
 
@@ -86,7 +86,7 @@ def selection_losses(
     """Cross entropy of the positive passages under the softmax of scores, their mean.
 
     Args:
-        scores: of passages, `icorag_jax.rag.interface.passage_scores`.
+        scores: of passages, `icorag_jax.rag.interface.bias_scores`.
         is_positive: see `icorag_jax.rag.batches.Batch`.
         present: which there are.
 
@@ -124,9 +124,8 @@ def method_loss(
     features, state = predict_state(method, decoder, parameters, reading.context)
     edit = state_edit(method, decoder, parameters, features, state)
     penalty = jnp.mean(jnp.square(edit.logit_bias))
-    each, says = selection_losses(
-        passage_scores(features, state), reading.is_positive, reading.context.present
-    )
+    scores = bias_scores(features, state, method.interface.bound)
+    each, says = selection_losses(scores, reading.is_positive, reading.context.present)
     selection = each.sum() / jnp.maximum(says.sum(), 1).astype(each.dtype)
     zero = jnp.float32(0)
     if selection_alone:

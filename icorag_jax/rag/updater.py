@@ -32,11 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from icorag_jax.rag.deviations import centre
 from icorag_jax.rag.interface import (
     Features,
     InterfaceConfig,
     InterfaceState,
-    centre,
     passage_scores,
 )
 from icorag_jax.rag.words import KERNELS

@@ -12,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import DECODER, INTERFACE, LAYER
 
-from icorag_jax.rag.interface import Interface, InterfaceConfig
+from icorag_jax.rag.interface import (
+    Interface,
+    InterfaceConfig,
+    bias_scores,
+    passage_scores,
+)
 from icorag_jax.rag.words import KERNELS, SPANS
 
 LAYERS = DECODER.num_hidden_layers - LAYER
@@ -152,6 +157,45 @@ def test_an_edit_is_that_of_numpy(seed):
         np.testing.assert_allclose(edit.value_up[:, n], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_however_large_the_state_bounded_biases_are_not(size):
+    """A head's are its gain times scores whose root mean square is below the bound."""
+    module = Interface(dataclasses.replace(INTERFACE, bound=0.5), DECODER)
+    features, state = features_of(small.random_context()), small.random_state()
+    state = jax.tree.map(lambda leaf: size * leaf, state)
+    edit = module.apply({"params": PARAMETERS}, features, state, method=Interface.edit)
+    scores = np.asarray(edit.logit_bias / PARAMETERS["gain"][:, None, :, None], np.float64)
+    raw, present = np.asarray(passage_scores(features, state), np.float64), features.present
+    assert (present.sum(axis=1) > 1).all()
+    for n in range(3):
+        there = np.asarray(present[n])
+        centred = raw[n, there] - raw[n, there].mean()
+        spread = np.sqrt((centred**2).mean())
+        expected = centred / np.sqrt(1 + spread**2 / 0.5**2)
+        for layer in range(LAYERS):
+            for head in range(DECODER.num_attention_heads):
+                found = scores[layer, n, head]
+                np.testing.assert_allclose(found[there], expected, rtol=1e-3, atol=1e-5 * size)
+                assert not found[~there].any()
+                assert np.sqrt((found[there] ** 2).mean()) < 0.5 + 1e-4
+        if size == 1e-3:  # as they are, but for their mean
+            np.testing.assert_allclose(expected, centred, rtol=1e-2)
+        if size == 1e3:
+            assert np.sqrt((expected**2).mean()) > 0.5 - 1e-3
+
+
+def test_a_bound_takes_off_what_all_passages_share():
+    """And so a single passage has no bias."""
+    features, state = features_of(small.random_context()), small.random_state()
+    same = features._replace(
+        passages=jnp.broadcast_to(features.passages[:, :1], features.passages.shape),
+        words=jnp.broadcast_to(features.words[:, :1], features.words.shape),
+        present=jnp.asarray([[True] * 3, [True, True, False], [False, True, False]]),
+    )
+    assert np.abs(bias_scores(same, state, None)).max() > 0.1
+    np.testing.assert_allclose(bias_scores(same, state, 0.5), np.zeros((3, 3)), atol=1e-5)
+
+
 def test_passages_that_are_not_there_get_no_bias_whatever_their_features():
     context, state = small.random_context(), small.random_state()
     features = features_of(context)
@@ -224,6 +268,12 @@ def test_features_have_finite_slopes_where_there_is_nothing():
         return sum(jnp.sum(jnp.square(leaf)) for leaf in found[:3])
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes(PARAMETERS)))
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, np.inf, np.nan])
+def test_a_bound_that_is_none(bound):
+    with pytest.raises(ValueError, match=f"bound must be above 0 and finite, got {bound}"):
+        dataclasses.replace(INTERFACE, bound=bound)
 
 
 @pytest.mark.parametrize("name", ["layer", "pools", "pool_features", "rank"])

@@ -9,7 +9,7 @@ import small
 from small import DECODER
 
 from icorag_jax.rag import frozen, losses
-from icorag_jax.rag.interface import passage_scores
+from icorag_jax.rag.interface import bias_scores
 from icorag_jax.rag.losses import LossWeights
 from icorag_jax.rag.method import predict_state
 
@@ -70,9 +70,8 @@ def test_the_loss_is_that_of_answers_of_selection_and_a_penalty_on_biases():
     np.testing.assert_allclose(found.penalty, penalty, rtol=1e-4)
     assert found.exact == np.mean(exact)
     features, state = predict_state(METHOD, DECODER, parameters, reading.context)
-    selection, says = losses.selection_losses(
-        passage_scores(features, state), reading.is_positive, reading.context.present
-    )
+    scores = bias_scores(features, state, METHOD.interface.bound)
+    selection, says = losses.selection_losses(scores, reading.is_positive, reading.context.present)
     assert says.sum() >= 2
     selection = np.asarray(selection)[np.asarray(says)].mean()
     np.testing.assert_allclose(found.selection, selection, rtol=1e-4)
