@@ -54,7 +54,7 @@ class InterfaceConfig:
         pool_features: features of a pool.
         rank: of the edit of values.
         bound: what the root mean square of a question's scores of passages stays below, see
-            `bounded`; None leaves them as they are. Tasks that nothing was trained on want one.
+            `icorag_jax.rag.deviations.bounded`; None leaves them as they are.
     """
 
     layer: int

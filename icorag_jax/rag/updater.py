@@ -33,12 +33,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from icorag_jax.rag.deviations import centre
-from icorag_jax.rag.interface import (
-    Features,
-    InterfaceConfig,
-    InterfaceState,
-    passage_scores,
-)
+from icorag_jax.rag.interface import Features, InterfaceConfig, InterfaceState, passage_scores
 from icorag_jax.rag.words import KERNELS
 from icorag_jax.theory.attention import attend, linear_kernel
 from icorag_jax.theory.constructions import factored_layers
