@@ -26,15 +26,14 @@ from experiments.support.reader_texts import (
     END,
     START,
     TEMPLATE,
-    make_texts,
     plain_texts,
 )
 from experiments.support.reader_texts import train_tokenizer as train_on_texts
 from experiments.support.reader_training import Losses, ReaderState, make_optimizer, train_step
+from experiments.support.reader_workers import batches
 from experiments.support.run_folder import Run, open_run
 from icorag_jax.backbones.templates import TEMPLATE as TEMPLATE_FILE
 from icorag_jax.backbones.templates import write_template
-from icorag_jax.data.pieces import split_tokenizer
 from icorag_jax.data.world.reading import ReadingConfig
 from icorag_jax.files import write_atomically
 from icorag_jax.lm.config import DecoderConfig, DefaultRotary
@@ -82,6 +81,9 @@ class Config:
         warmup_steps: of it.
         decay_share: share of all steps, at the end, in which the learning rate falls to 0.
         checkpoint_every: steps from one checkpoint to the next.
+        batch_factor: how many times as many rows a step has as the stages say, for accelerators.
+        text_workers: processes that make texts ahead; 0 makes them between steps. The texts are
+            the same.
     """
 
     out: Path
@@ -98,6 +100,8 @@ class Config:
     warmup_steps: int = 50
     decay_share: float = 0.25
     checkpoint_every: int = 25
+    batch_factor: int = 1
+    text_workers: int = 0
 
     def __post_init__(self):
         """Checks the stages."""
@@ -194,7 +198,11 @@ def _train(
             raise ValueError(f"{config.start} is not a model of these settings")
         parameters = model.parameters
     state = ReaderState(jnp.int32(0), parameters, optimizer.init(parameters))
-    split = split_tokenizer(tokenizer)
+    stages = [
+        dataclasses.replace(stage, batch=stage.batch * config.batch_factor)
+        for stage, steps in zip(_CURRICULUM, config.stage_steps, strict=False)
+        for _ in range(steps)
+    ]
     ends = np.cumsum(config.stage_steps)
     log = run.path / "losses.jsonl"
     with open_checkpoints(run.path / "checkpoints") as checkpoints:
@@ -202,13 +210,13 @@ def _train(
         done = int(state.step)
         rows = [row for row in _read_log(log) if row["step"] <= done]
         recent: list[Losses] = []
-        steps = range(done, int(ends[-1]))
-        with tqdm(steps, initial=done, total=int(ends[-1]), unit="step") as progress:
-            for step in progress:
+        made = batches(tokenizer, stages, config.seed, done, config.text_workers)
+        with made as texts_of_steps, tqdm(initial=done, total=len(stages), unit="step") as progress:
+            for step, texts in enumerate(texts_of_steps, done):
                 stage = int(np.searchsorted(ends, step, side="right"))
-                texts = make_texts(split, _CURRICULUM[stage], config.seed, step)
                 state, losses = train_step(decoder, optimizer, state, texts)
                 recent.append(losses)
+                progress.update()
                 if (step + 1) % config.checkpoint_every and step + 1 < ends[-1]:
                     continue
                 found = np.mean(jax.device_get(recent), axis=0)

@@ -91,7 +91,8 @@ def _mix(stage: Stage, seed: int, index: int, size: int, kept: int) -> Reading:
     passages, corpus = _neighbours(stage, seed, index - index % _NEIGHBOURS)
     (order,) = _orders(corpus, [reading.questions[0][0]], len(passages))
     best = [passages[place] for place in order]
-    own = [passage for passage in best if passage in reading.passages][:kept]
+    of_text = set(reading.passages)
+    own = [passage for passage in best if passage in of_text][:kept]
     # Another text may say something else of a subject of the same name.
     titles = {passage.title for passage in reading.passages}
     others = [passage for passage in best if passage.title not in titles]
