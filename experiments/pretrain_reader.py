@@ -82,6 +82,9 @@ class Config:
         decay_share: share of all steps, at the end, in which the learning rate falls to 0.
         checkpoint_every: steps from one checkpoint to the next.
         batch_factor: how many times as many rows a step has as the stages say, for accelerators.
+        family_share: share of the last stage's texts that are a question of the families.
+        distinct_steps: steps after which the same texts come again, in another order; by default
+            all are new.
         text_workers: processes that make texts ahead; 0 makes them between steps. The texts are
             the same.
     """
@@ -101,12 +104,18 @@ class Config:
     decay_share: float = 0.25
     checkpoint_every: int = 25
     batch_factor: int = 1
+    family_share: float = 0.5
+    distinct_steps: int | None = None
     text_workers: int = 0
 
     def __post_init__(self):
-        """Checks the stages."""
+        """Checks the stages and the ranges."""
         if not 1 <= len(self.stage_steps) <= len(_CURRICULUM):
             raise ValueError(f"stage_steps must be 1 to {len(_CURRICULUM)}, got {self.stage_steps}")
+        if not 0 <= self.family_share <= 1:
+            raise ValueError(f"family_share must be in [0, 1], got {self.family_share}")
+        if self.distinct_steps is not None and self.distinct_steps < 1:
+            raise ValueError(f"distinct_steps must be at least 1, got {self.distinct_steps}")
 
 
 PRESETS = {
@@ -198,11 +207,6 @@ def _train(
             raise ValueError(f"{config.start} is not a model of these settings")
         parameters = model.parameters
     state = ReaderState(jnp.int32(0), parameters, optimizer.init(parameters))
-    stages = [
-        dataclasses.replace(stage, batch=stage.batch * config.batch_factor)
-        for stage, steps in zip(_CURRICULUM, config.stage_steps, strict=False)
-        for _ in range(steps)
-    ]
     ends = np.cumsum(config.stage_steps)
     log = run.path / "losses.jsonl"
     with open_checkpoints(run.path / "checkpoints") as checkpoints:
@@ -210,8 +214,9 @@ def _train(
         done = int(state.step)
         rows = [row for row in _read_log(log) if row["step"] <= done]
         recent: list[Losses] = []
-        made = batches(tokenizer, stages, config.seed, done, config.text_workers)
-        with made as texts_of_steps, tqdm(initial=done, total=len(stages), unit="step") as progress:
+        wanted = _batches_of_steps(config)
+        made = batches(tokenizer, wanted[done:], config.seed, config.text_workers)
+        with made as texts_of_steps, tqdm(initial=done, total=len(wanted), unit="step") as progress:
             for step, texts in enumerate(texts_of_steps, done):
                 stage = int(np.searchsorted(ends, step, side="right"))
                 state, losses = train_step(decoder, optimizer, state, texts)
@@ -232,6 +237,25 @@ def _train(
                 write_atomically(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
                 recent = []
     return state.parameters, rows
+
+
+def _batches_of_steps(config: Config) -> list[tuple[Stage, int]]:
+    """Stage and number of the batch of each step."""
+    *stages, last = _CURRICULUM
+    stages = [
+        dataclasses.replace(stage, batch=stage.batch * config.batch_factor)
+        for stage in (*stages, dataclasses.replace(last, family_share=config.family_share))
+    ]
+    numbers = np.arange(sum(config.stage_steps))
+    if config.distinct_steps is not None:
+        numbers %= config.distinct_steps
+        passes = range(1, -(-len(numbers) // config.distinct_steps))
+        for start in (config.distinct_steps * done for done in passes):
+            order = np.random.default_rng((config.seed, start)).permutation(config.distinct_steps)
+            part = numbers[start : start + config.distinct_steps]
+            part[:] = order[: len(part)]
+    of_steps = np.repeat(np.arange(len(config.stage_steps)), config.stage_steps)
+    return [(stages[stage], int(number)) for stage, number in zip(of_steps, numbers, strict=True)]
 
 
 def _read_log(path: Path) -> list[dict]:

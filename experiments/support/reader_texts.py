@@ -82,14 +82,14 @@ def plain_texts(stage: Stage, seed: int, count: int) -> Iterator[str]:
             yield TEMPLATE.question.format(question=question) + f" {answer}"
 
 
-def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, step: int) -> Texts:
-    """The batch of a training step; the same numbers give the same one.
+def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, number: int) -> Texts:
+    """A batch; the same numbers give the same one.
 
     Args:
         tokenizer: from `split_tokenizer`.
         stage: what texts are like.
         seed: of all texts.
-        step: number of the step.
+        number: of the batch.
     """
     shape = (stage.batch, stage.tokens)
     batch = Texts(
@@ -100,12 +100,12 @@ def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, step: int) -
     )
     for row in range(stage.batch):
         filled, misfits = 0, 0
-        for number in range(SEGMENTS):
+        for place in range(SEGMENTS):
             # The first texts of rows are numbered on end: mostly a row has no room for more.
-            index = step * stage.batch + row + number * _FIRST_TEXTS
+            index = number * stage.batch + row + place * _FIRST_TEXTS
             reading = stage_reading(stage, seed, index)
             row_of = Texts(*(array[row, filled:] for array in batch))
-            added = _fill(row_of, number, tokenizer, reading)
+            added = _fill(row_of, place, tokenizer, reading)
             filled += added
             misfits += not added
             if misfits == _MISFITS:

@@ -12,54 +12,77 @@ from experiments.support.reader_stages import Stage
 from experiments.support.reader_texts import Texts, make_texts
 from icorag_jax.data.pieces import split_tokenizer
 
-# Steps that a process makes in one go: neighbouring ones search the same passages.
-_STEPS = 8
+# Batches that a process makes in one go: neighbouring ones search the same passages.
+_BATCHES = 8
 # Goes of each process that are made ahead.
 _AHEAD = 3
 
 
 def batches(
-    tokenizer: tokenizers.Tokenizer, stages: Sequence[Stage], seed: int, first: int, workers: int
+    tokenizer: tokenizers.Tokenizer,
+    wanted: Sequence[tuple[Stage, int]],
+    seed: int,
+    workers: int,
 ) -> contextlib.closing[Generator[Texts, None, None]]:
-    """The batches of steps from `first` on, the same ones whatever makes them.
+    """Batches in an order, the same ones whatever makes them.
+
+    What comes again is made once, and kept until it came for the last time.
 
     Args:
         tokenizer: what texts are tokenized with.
-        stages: the stage of each step, from step 0 on.
+        wanted: of each batch the stage and its number.
         seed: of all texts.
-        first: the first step that a batch is wanted of.
         workers: processes; with 0 each batch is made when it is asked for.
 
     Returns:
         A context that yields the batches, and ends the processes.
     """
-    steps = range(first, len(stages))
+    return contextlib.closing(_wanted(tokenizer, wanted, seed, workers))
+
+
+def _wanted(
+    tokenizer: tokenizers.Tokenizer,
+    wanted: Sequence[tuple[Stage, int]],
+    seed: int,
+    workers: int,
+) -> Generator[Texts, None, None]:
+    left = collections.Counter(wanted)
+    distinct = list(left)
     made = (
-        _made_ahead(tokenizer, stages, seed, steps, workers)
+        _made_ahead(tokenizer, distinct, seed, workers)
         if workers
-        else _made(tokenizer, [(stages[step], step) for step in steps], seed)
+        else _made(tokenizer, distinct, seed)
     )
-    return contextlib.closing(made)
+    kept: dict[tuple[Stage, int], Texts] = {}
+    with contextlib.closing(made):
+        for batch in wanted:
+            if batch not in kept:
+                kept[batch] = next(made)
+            left[batch] -= 1
+            yield kept[batch] if left[batch] else kept.pop(batch)
 
 
 def _made(
-    tokenizer: tokenizers.Tokenizer, steps: Sequence[tuple[Stage, int]], seed: int
+    tokenizer: tokenizers.Tokenizer, wanted: Sequence[tuple[Stage, int]], seed: int
 ) -> Generator[Texts, None, None]:
     split = split_tokenizer(tokenizer)
-    for stage, step in steps:
-        yield make_texts(split, stage, seed, step)
+    for stage, number in wanted:
+        yield make_texts(split, stage, seed, number)
 
 
 def _made_list(
-    tokenizer: tokenizers.Tokenizer, steps: Sequence[tuple[Stage, int]], seed: int
+    tokenizer: tokenizers.Tokenizer, wanted: Sequence[tuple[Stage, int]], seed: int
 ) -> list[Texts]:
-    return list(_made(tokenizer, steps, seed))
+    return list(_made(tokenizer, wanted, seed))
 
 
 def _made_ahead(
-    tokenizer: tokenizers.Tokenizer, stages: Sequence[Stage], seed: int, steps: range, workers: int
+    tokenizer: tokenizers.Tokenizer,
+    wanted: Sequence[tuple[Stage, int]],
+    seed: int,
+    workers: int,
 ) -> Generator[Texts, None, None]:
-    parts = (steps[start : start + _STEPS] for start in range(0, len(steps), _STEPS))
+    parts = (wanted[start : start + _BATCHES] for start in range(0, len(wanted), _BATCHES))
     # A process that runs JAX must not be forked.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
@@ -67,8 +90,7 @@ def _made_ahead(
         try:
             while True:
                 while len(waiting) < _AHEAD * workers and (part := next(parts, None)):
-                    asked = [(stages[step], step) for step in part]
-                    waiting.append(pool.submit(_made_list, tokenizer, asked, seed))
+                    waiting.append(pool.submit(_made_list, tokenizer, part, seed))
                 if not waiting:
                     return
                 yield from waiting.popleft().result()

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from experiments import pretrain_reader
 from experiments.pretrain_reader import Config
-from experiments.support import reader_training
+from experiments.support import reader_training, reader_workers
 from icorag_jax.backbones.loading import load_backbone
 
 TINY = {
@@ -66,6 +66,37 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(finished, tmp_path, m
     assert load_file(finished / "model" / "model.safetensors")
 
 
-def test_too_many_stages_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="stage_steps must be 1 to 4"):
-        Config(tmp_path, stage_steps=(1,) * 5)
+def test_texts_come_again_in_another_order(tmp_path, monkeypatch):
+    asked = []
+
+    def seen(tokenizer, wanted, seed, workers):
+        asked.extend(wanted)
+        return batches(tokenizer, wanted, seed, workers)
+
+    batches = reader_workers.batches
+    monkeypatch.setattr(pretrain_reader, "batches", seen)
+    settings = TINY | {"stage_steps": (0, 0, 0, 11), "checkpoint_every": 11}
+    config = Config(
+        tmp_path / "run", distinct_steps=4, family_share=0.25, batch_factor=2, text_workers=1,
+        **settings,
+    )  # fmt: skip
+    pretrain_reader.main(config)
+    numbers = [number for _, number in asked]
+    assert numbers[:4] == [0, 1, 2, 3]
+    assert sorted(numbers[4:8]) == [0, 1, 2, 3]
+    assert len(set(numbers[8:])) == 3
+    assert numbers[4:8] != numbers[:4] or numbers[8:] != numbers[:3]
+    assert {(stage.family_share, stage.batch) for stage, _ in asked} == {(0.25, 16)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"stage_steps": (1,) * 5}, "stage_steps must be 1 to 4"),
+        ({"family_share": 1.5}, r"family_share must be in \[0, 1\], got 1.5"),
+        ({"distinct_steps": 0}, "distinct_steps must be at least 1, got 0"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Config(tmp_path, **wrong)

@@ -36,7 +36,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def texts(tokenizer):
-    return make_texts(split_tokenizer(tokenizer), STAGE, seed=0, step=3)
+    return make_texts(split_tokenizer(tokenizer), STAGE, seed=0, number=3)
 
 
 def test_the_tokenizer_has_its_control_tokens_first_and_can_write_anything(tokenizer):
@@ -73,7 +73,7 @@ def test_rows_hold_texts_one_after_the_other(tokenizer, texts):
 def test_a_question_alone_sees_what_it_sees_in_a_row(tokenizer):
     # The states of a packed question are those of its evidence and itself as one text.
     split = split_tokenizer(tokenizer)
-    texts = make_texts(split, dataclasses.replace(STAGE, family_share=0.0), seed=1, step=0)
+    texts = make_texts(split, dataclasses.replace(STAGE, family_share=0.0), seed=1, number=0)
     parameters = init_reader(CONFIG, jax.random.key(0))
     mask = reader_training.visible(jnp.asarray(texts.positions), jnp.asarray(texts.segments))
     packed = decoder.forward_texts(
@@ -92,11 +92,11 @@ def test_a_question_alone_sees_what_it_sees_in_a_row(tokenizer):
 
 def test_texts_depend_on_seed_and_step_alone(tokenizer, texts):
     split = split_tokenizer(tokenizer)
-    again = make_texts(split, STAGE, seed=0, step=3)
+    again = make_texts(split, STAGE, seed=0, number=3)
     for one, other in zip(texts, again, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(texts.tokens, make_texts(split, STAGE, seed=0, step=4).tokens)
-    assert not np.array_equal(texts.tokens, make_texts(split, STAGE, seed=1, step=3).tokens)
+    assert not np.array_equal(texts.tokens, make_texts(split, STAGE, seed=0, number=4).tokens)
+    assert not np.array_equal(texts.tokens, make_texts(split, STAGE, seed=1, number=3).tokens)
 
 
 def test_untrained_heads_copy_what_came_before(tokenizer):
@@ -211,7 +211,7 @@ def test_a_mixed_text_keeps_a_few_of_its_passages_among_the_like_of_other_texts(
 def test_a_text_that_is_too_long_loses_its_first_passages(tokenizer, tokens):
     split = split_tokenizer(tokenizer)
     stage = dataclasses.replace(RANKED, tokens=tokens)
-    texts = make_texts(split, stage, seed=0, step=0)
+    texts = make_texts(split, stage, seed=0, number=0)
     instruction = list(tokenize_piece(split, TEMPLATE.instruction, {}).tokens)
     for row in range(stage.batch):
         pieces = [
@@ -252,8 +252,8 @@ def test_families_have_their_share_of_the_first_texts_of_rows(tokenizer, monkeyp
     reader_stages._unmixed.cache_clear()
     monkeypatch.setattr(reader_stages, "generate_family_reading", record)
     monkeypatch.setattr(reader_texts, "stage_reading", record_text)
-    for step in range(40):
-        make_texts(split_tokenizer(tokenizer), stage, seed=0, step=step)
+    for number in range(40):
+        make_texts(split_tokenizer(tokenizer), stage, seed=0, number=number)
     asked = [family for family in first if family is not None]
     assert len(first) == 160 and len(asked) == 160 * share
     counts = [asked.count(family) for family in FAMILIES]
