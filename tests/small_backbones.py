@@ -21,7 +21,10 @@ from icorag_jax.rag.updater import UpdaterConfig
 LAYER = 1
 SIZES = BatchConfig(passages=4, evidence_tokens=120, question_tokens=48, answer_tokens=6)
 METHOD = MethodConfig(
-    "updater", InterfaceConfig(LAYER, pools=2, pool_features=3, rank=2), UpdaterConfig(steps=2), 4
+    "updater",
+    InterfaceConfig(LAYER, bound=1.5, pools=2, pool_features=3, rank=2),
+    UpdaterConfig(steps=2),
+    4,
 )
 VOCABULARY = 300
 

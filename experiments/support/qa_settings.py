@@ -30,10 +30,10 @@ class QaMethods:
             are trained.
         layer: the interface's first layer; by default a sixth of the way up, at least 1: what reads
             evidence into the question's rows has to be above it.
-        pools: see `icorag_jax.rag.interface.InterfaceConfig`.
+        bound: see `icorag_jax.rag.interface.InterfaceConfig`.
+        pools: likewise.
         pool_features: likewise.
         rank: likewise.
-        bound: likewise.
         updater_steps: reads of the updater.
         evidence_tokens: of instruction and passages, at most.
         question_tokens: of a question, at most.
@@ -66,10 +66,10 @@ class QaMethods:
     )  # fmt: skip
     trained: Literal["shipped"] | Path | None = None
     layer: int | None = None
+    bound: float = 1.5
     pools: int = 4
     pool_features: int = 16
     rank: int = 8
-    bound: float | None = None
     updater_steps: int = 3
     evidence_tokens: int = 480
     question_tokens: int = 64
@@ -101,7 +101,7 @@ class QaMethods:
     def method_config(self, kind: Kind, decoder: DecoderConfig, passages: int) -> MethodConfig:
         """A method."""
         interface = InterfaceConfig(
-            self.first_layer(decoder), self.pools, self.pool_features, self.rank, self.bound
+            self.first_layer(decoder), self.bound, self.pools, self.pool_features, self.rank
         )
         return MethodConfig(kind, interface, UpdaterConfig(self.updater_steps), passages)
 

@@ -51,10 +51,26 @@ def contrast(
 
     A passage is like itself, whatever it says: such pairs are left out, and are 0.
     """
-    pairs = others[:, :, None] & passages[:, None, :] & ~jnp.eye(others.shape[1], dtype=bool)[None]
-    pairs = pairs[..., None]
+    pairs = _pairs(others, passages)
     values = jnp.where(pairs, values - _mean(values, pairs, 1), 0)
     return values * jax.lax.rsqrt(_mean(jnp.square(values), pairs, (1, 2)) + 1e-4)
+
+
+def apart(
+    values: Float[Array, "batch others passages kernels"],
+    others: Bool[Array, "batch others"],
+    passages: Bool[Array, "batch passages"],
+) -> Float[Array, "batch others passages kernels"]:
+    """Values of pairs of two passages that are there, 0 of others and of a passage with itself."""
+    return jnp.where(_pairs(others, passages), values, 0)
+
+
+def _pairs(
+    others: Bool[Array, "batch others"], passages: Bool[Array, "batch passages"]
+) -> Bool[Array, "batch others passages 1"]:
+    """Which pairs are of two passages that are there."""
+    pairs = others[:, :, None] & passages[:, None, :] & ~jnp.eye(others.shape[1], dtype=bool)[None]
+    return pairs[..., None]
 
 
 def _mean(values: Array, where: Array, axis: int | tuple[int, ...]) -> Array:

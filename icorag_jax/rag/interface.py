@@ -1,13 +1,15 @@
 """The evidence-use interface: how question and answer rows of a frozen model see passages.
 
 In the layers from `InterfaceConfig.layer` on, these rows see passage j through the two forms of the
-linearized objective (`icorag_jax.theory.objective`), both linear in the state `(W, V, S)`:
+linearized objective (`icorag_jax.theory.objective`), both linear in the state `(W, V, S)` up to the
+bound on scores:
 
-    dot-product   logit bias     tau[layer, head] * a^T (W b_j / sqrt(|b|) + V c_j)
+    dot-product   scores         s_j = a^T (W b_j / sqrt(|b|) + V c_j)
+                  logit bias     tau[layer, head] * bounded(s)_j
     projection    edited values  v <- v + v R[layer] S U[layer]
 
-With `InterfaceConfig.bound` what a question's passages have in common is taken off the scores that
-`tau` stands before, and no state makes them larger than it says (`icorag_jax.rag.deviations`).
+Bounding takes off what a question's passages have in common, leaves small scores as they are, and
+keeps large ones below `InterfaceConfig.bound` (`icorag_jax.rag.deviations`).
 
 `a` are features of the question and `b_j` of passage j: hidden states of the frozen model, pooled
 by learned weights and projected, and what the retriever and the words that it shares with the
@@ -33,15 +35,22 @@ from jaxtyping import Array, Bool, Float
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag.context import TRAITS, Context
-from icorag_jax.rag.deviations import bounded, contrast, standardize
+from icorag_jax.rag.deviations import apart, bounded, contrast, standardize
 from icorag_jax.rag.words import (
     SPANS,
     Words,
+    completion,
+    coverage,
+    has_words,
     similarity,
     similarity_within,
     weigh_words,
     without,
 )
+
+# Of `completion` times a similarity, which is a tenth where a passage completes another one. Not in
+# deviations: where no passage does, it has to stay small.
+COMPLETION_SCALE = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +63,21 @@ class InterfaceConfig:
         pool_features: features of a pool.
         rank: of the edit of values.
         bound: what the root mean square of a question's scores of passages stays below, see
-            `icorag_jax.rag.deviations.bounded`; None leaves them as they are.
+            `icorag_jax.rag.deviations.bounded`.
     """
 
     layer: int
+    bound: float
     pools: int = 4
     pool_features: int = 16
     rank: int = 8
-    bound: float | None = None
 
     def __post_init__(self):
         """Checks the ranges."""
         for name in ("layer", "pools", "pool_features", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.bound is not None and not 0 < self.bound < math.inf:
+        if not 0 < self.bound < math.inf:
             raise ValueError(f"bound must be above 0 and finite, got {self.bound}")
 
     @property
@@ -78,8 +87,13 @@ class InterfaceConfig:
 
     @property
     def passage_features(self) -> int:
-        """Size of `b`: pooled features, traits, words shared with the question, a constant."""
-        return self.pools * self.pool_features + TRAITS + SPANS + 1
+        """Size of `b`: pooled features, and those of `word_features`."""
+        return self.pools * self.pool_features + self.word_features
+
+    @property
+    def word_features(self) -> int:
+        """Size of what comes last in `b`: traits, words shared with the question, a constant."""
+        return TRAITS + 2 * SPANS + 1
 
 
 class InterfaceState(NamedTuple):
@@ -196,16 +210,34 @@ class Interface(nn.Module):
         question = self.question_pool(asked.question_states, is_question)[:, 0]
         pooled = self.passage_pool(read.evidence_states, passage_rows(read))
         words, own = self._passage_words(read), self._question_words(asked)
-        new = without(words, own)
+        new, has = without(words, own), has_words(own, words)
         if axes is read:
-            shared = [similarity_within(words), similarity_within(new)]
+            all_words, new_words, others_have = (
+                similarity_within(words),
+                similarity_within(new),
+                has,
+            )
         else:
             others = self._passage_words(axes)
-            shared = [similarity(others, words), similarity(without(others, own), new)]
-        shared = contrast(jnp.concatenate(shared, axis=-1), axes.present, read.present)
+            all_words = similarity(others, words)
+            new_words = similarity(without(others, own), new)
+            others_have = has_words(own, others)
+        # By single tokens: pairs of a question are seldom in a passage.
+        completes = new_words * completion(own, has, others_have)[..., :1]
+        shared = jnp.concatenate([all_words, new_words], axis=-1)
+        shared = jnp.concatenate(
+            [
+                contrast(shared, axes.present, read.present),
+                COMPLETION_SCALE * apart(completes, axes.present, read.present),
+            ],
+            axis=-1,
+        )
         shared = shared.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
-        parts = [pooled, read.traits, standardize(similarity(own, words)[:, 0], read.present)]
-        passages = jnp.concatenate([*parts, jnp.ones_like(pooled[..., :1])], axis=-1)
+        asked_for = standardize(similarity(own, words)[:, 0], read.present)
+        # From the middle, in quarters; not against the question's other passages.
+        covered = 4 * coverage(own, has) - 2
+        parts = [pooled, read.traits, asked_for, covered, jnp.ones_like(pooled[..., :1])]
+        passages = jnp.concatenate(parts, axis=-1)
         there = read.present[..., None]
         return Features(
             jnp.concatenate([question, jnp.ones_like(question[:, :1])], axis=-1),
@@ -254,11 +286,10 @@ def passage_scores(features: Features, state: InterfaceState) -> Float[Array, "b
 
 
 def bias_scores(
-    features: Features, state: InterfaceState, bound: float | None
+    features: Features, state: InterfaceState, bound: float
 ) -> Float[Array, "batch passages"]:
-    """What logit biases are made of: scores of passages, bounded if `InterfaceConfig` says so."""
-    scores = passage_scores(features, state)
-    return scores if bound is None else bounded(scores, features.present, bound)
+    """What logit biases are made of: scores of passages, bounded (`InterfaceConfig`)."""
+    return bounded(passage_scores(features, state), features.present, bound)
 
 
 def passage_rows(context: Context) -> Bool[Array, "batch passages evidence"]:

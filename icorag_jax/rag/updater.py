@@ -10,16 +10,19 @@ of values has a step of its own. It is computed by the very layer that does that
 `icorag_jax.theory.constructions.factored_layers`, one head for each of the interface's two forms.
 
 Keys and values are learned linear maps of the interface's features of the passages, less their mean
-over the question's passages for keys: `x_j = K (b_j - mean b)`, `rho_j = 1 + M b_j`, where 1 is the
-question's constant. `e_j` is the passage itself, since `V` is in terms of their vectors of words:
-a step adds to each passage's own coordinate, as gradient descent on functions of a kernel does.
-The weights are the softmax of the scores that the passages have in a state of their own, which
-starts from a learned `W` and takes the same steps with sizes of its own: what has to be read next,
-the passage that leads on, is not what an answer is read off in the end.
+over the question's passages for keys: `x_j = K (b_j - mean b)`, `rho_j = (1 + m . b_j) 1`, where 1
+is the question's constant: what a passage is worth is a number, since what one learns of single
+features of questions does not carry over to other tasks. `e_j` is the passage itself, since `V` is
+in terms of their vectors of words: a step adds to each passage's own coordinate, as gradient
+descent on functions of a kernel does. The weights are the softmax of the scores that the passages
+have in a state of their own, which starts from a learned `W` of the retriever's score and of words
+alone, which say the same in any task, and takes the same steps with sizes of its own: what has to
+be read next, the passage that leads on, is not what an answer is read off in the end.
 
-The bias of passage j gains `sum_i w_i (a . rho_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
-words that two passages share beyond what others do: a passage counts for more because it resembles,
-completes or contradicts another one, which no shared interface can know of.
+The bias of passage j gains `sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
+words that two passages share beyond what others do, and whether one completes what the other says
+of the question: a passage counts for more because it resembles, completes or contradicts another
+one, which no shared interface can know of.
 """
 
 import dataclasses
@@ -88,21 +91,23 @@ class Updater(nn.Module):
         present = features.present
         identity = lambda _, shape: jnp.eye(*shape)  # noqa: E731
         to_keys = self.param("keys", identity, (read, read))
-        to_values = self.param("values", nn.initializers.zeros, (read, asked))
+        zeros = nn.initializers.zeros
+        to_values = self.param("values", zeros, (read, 1))
         small = nn.initializers.lecun_normal()
         to_value_keys = self.param("value_keys", small, (read, rank))
-        to_value_values = self.param("value_values", small, (asked, rank))
+        to_value_values = self.param("value_values", nn.initializers.normal(rank**-0.5), (1, rank))
         # Of `W`, of each kernel in `V`, and of `S`; at zero nothing is updated.
-        step_sizes = self.param("step_sizes", nn.initializers.zeros, (steps, KERNELS + 2))
+        step_sizes = self.param("step_sizes", zeros, (steps, KERNELS + 2))
         # Where the state that weighs passages starts, and its steps; after the last read, none.
-        weighing = self.param("weighing", nn.initializers.zeros, (asked, read))
-        weighing_sizes = self.param(
-            "weighing_sizes", nn.initializers.zeros, (steps - 1, KERNELS + 1)
-        )
+        weighing = self.param("weighing", zeros, (1, self.interface.word_features))
+        weighing = jnp.pad(weighing, ((asked - 1, 0), (read - weighing.shape[1], 0)))
+        weighing_sizes = self.param("weighing_sizes", zeros, (steps - 1, KERNELS + 1))
         passages = features.passages * read**-0.5
         keys = centre(passages, present) @ to_keys
-        values = (passages @ to_values).at[..., -1].add(1)
-        values = jnp.concatenate([values, values @ to_value_values], axis=-1)
+        # Not by a product of matrices, whose rounding differs from row to row of a batch.
+        worth = 1 + jnp.sum(passages * to_values[:, 0][None, None], axis=-1, keepdims=True)
+        values = jnp.pad(worth, ((0, 0), (0, 0), (asked - 1, 0)))
+        values = jnp.concatenate([values, worth @ to_value_values], axis=-1)
         axes = features.words.shape[-1]
         # A vector that stands for no passage has no words, and no part in `V`.
         own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(axes // KERNELS)

@@ -17,8 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 # Single tokens, and pairs of neighbours.
 SPANS = 2
 # Passages are compared by either of all their words, and of those that the question does not have:
-# what ties the second of two facts to the first is a name that the question leaves to be found.
-KERNELS = 2 * SPANS
+# what ties the second of two facts to the first is a name that the question leaves to be found. The
+# last are these once more, times the share of the question's words that one has and the other has
+# not: a passage that leads on is completed by another, and where nothing is left to be found, none.
+KERNELS = 3 * SPANS
 
 
 class Words(NamedTuple):
@@ -76,6 +78,53 @@ def without(words: Words, text: Words) -> Words:
     """
     in_text = jnp.any(_same(words.tokens, text.tokens) & (text.weights > 0), axis=-1)
     return _unit(words._replace(weights=jnp.where(in_text[:, :, None], 0, words.weights)))
+
+
+def has_words(text: Words, others: Words) -> Bool[Array, "spans batch others tokens"]:
+    """Which words of a single text in each row others have.
+
+    Args:
+        text: a single one in each row.
+        others: texts.
+    """
+    same = _same(text.tokens, others.tokens).astype(others.weights.dtype)
+    there = (others.weights > 0).astype(others.weights.dtype)
+    return jnp.einsum("kbts,kbjs->kbjt", same, there) > 0
+
+
+def coverage(
+    text: Words, has: Bool[Array, "spans batch others tokens"]
+) -> Float[Array, "batch others spans"]:
+    """Share of the words of a single text that others have, in [0, 1].
+
+    Args:
+        text: a single one in each row.
+        has: which they have, from `has_words`.
+    """
+    return jnp.einsum("kbjt,kbt->bjk", has.astype(text.weights.dtype), _shares(text))
+
+
+def completion(
+    text: Words,
+    has: Bool[Array, "spans batch texts tokens"],
+    others_have: Bool[Array, "spans batch others tokens"],
+) -> Float[Array, "batch others texts spans"]:
+    """Share of the words of a single text that a text has and another has not, in [0, 1].
+
+    Args:
+        text: a single one in each row.
+        has: which the former have, from `has_words`.
+        others_have: likewise the latter.
+    """
+    dtype = text.weights.dtype
+    return jnp.einsum(
+        "kbit,kbjt,kbt->bijk", (~others_have).astype(dtype), has.astype(dtype), _shares(text)
+    )
+
+
+def _shares(text: Words) -> Float[Array, "spans batch tokens"]:
+    """How much each word of a single text is of it, their sum 1."""
+    return jnp.square(text.weights[:, :, 0])
 
 
 def _unit(words: Words) -> Words:

@@ -37,7 +37,7 @@ DECODER = DecoderConfig(
     windows=(None,) * 4, eos_token_ids=(1,), bos_token_id=0, pad_token_id=None,
 )  # fmt: skip
 BATCH = BatchConfig(passages=3, evidence_tokens=112, question_tokens=64, answer_tokens=10)
-INTERFACE = InterfaceConfig(layer=LAYER, pools=2, pool_features=4, rank=3)
+INTERFACE = InterfaceConfig(layer=LAYER, bound=1.5, pools=2, pool_features=4, rank=3)
 
 
 def method(kind: Kind, steps: int = 2) -> MethodConfig:

@@ -178,7 +178,7 @@ def test_without_labels_answers_make_no_difference(objective):
 def test_the_oracle_sees_answers_and_cloze_rows_have_none():
     other = frozen.read(DECODER, FROZEN, small.other_answers(small.batch()), layer=LAYER)
     _, losses = run("oracle", reading=other, rows=other)
-    assert np.abs(losses - run("oracle")[1]).min() > 1e-2
+    assert (np.abs(losses - run("oracle")[1]).max(axis=0) > 1e-2).all()  # of each query
     for name, array in small.batch()._asdict().items():
         kept = getattr(cloze_rows(small.other_answers(small.batch())), name)
         np.testing.assert_array_equal(kept, getattr(cloze_rows(small.batch()), name), name)
@@ -187,12 +187,13 @@ def test_the_oracle_sees_answers_and_cloze_rows_have_none():
 
 @objectives
 def test_a_query_without_passages_stays_where_it_is(objective):
-    """And the others move."""
+    """And the others move; a single passage, which biases say nothing of, by its values alone."""
     trajectory, losses = run(objective)
-    for name in ("bias", "value"):
+    for name, moving in (("bias", 2), ("value", 3)):
         found = getattr(trajectory, name)
+        moved = np.abs(found[-1] - start(name)[None]).max(axis=(1, 2))
         np.testing.assert_array_equal(found[:, 3], np.stack([start(name)] * STEPS))
-        assert (np.abs(found[-1, :3] - start(name)[None]).max(axis=(1, 2)) > 1e-5).all()
+        assert (moved[:moving] > 1e-5).all()
     assert np.isfinite(losses).all() and np.ptp(losses[:, 3]) == 0
 
 
@@ -203,8 +204,8 @@ def test_the_oracle_falls():
 
 def test_a_first_step_of_adam_is_the_sign_of_the_gradient():
     trajectory, _ = run("question", optimizer="adam")
-    slopes = first_gradient("question", "bias")[:3]
-    moved = trajectory.bias[0, :3] - start("bias")[None]
+    slopes = first_gradient("question", "bias")[:2]  # of more than one passage
+    moved = trajectory.bias[0, :2] - start("bias")[None]
     expected = -RATE * slopes / (np.abs(slopes) + 1e-8)
     large = np.abs(slopes) > 1e-3
     assert large.any(axis=(1, 2)).all()

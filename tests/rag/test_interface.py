@@ -94,10 +94,22 @@ def shared_words(context, axes, b):
     ])  # fmt: skip
     pairs = np.asarray(context.present[b])[:, None] & np.asarray(axes.present[b])
     pairs &= ~np.eye(3, dtype=bool)
+    # What of the question the one has and the other has not.
+    left = [[covered_by(question, one, 0, but=other) for other in others] for one in read]
+    completes = 10 * np.where(pairs, found[SPANS:] * left, 0)
     means = np.where(pairs, found, 0).sum(axis=-1) / np.maximum(pairs.sum(axis=-1), 1)
     found = np.where(pairs, found - means[..., None], 0)
     variance = (found**2).sum(axis=(1, 2)) / max(pairs.sum(), 1)
-    return found / np.sqrt(variance + 1e-4)[:, None, None]
+    return np.concatenate([found / np.sqrt(variance + 1e-4)[:, None, None], completes])
+
+
+def covered_by(question, text, span, but=None):
+    """Share of a question's words that a text has, and another one has not."""
+    return sum(
+        weight**2
+        for name, weight in question[span].items()
+        if name in text[span] and (but is None or name not in but[span])
+    )
 
 
 def with_question(context, b):
@@ -105,7 +117,9 @@ def with_question(context, b):
     read, there = passage_vectors(context, b), np.asarray(context.present[b])
     found = np.asarray([[product(question, one, span) for span in range(SPANS)] for one in read])
     found = found - found[there].mean(axis=0)
-    return found / np.sqrt((found[there] ** 2).mean(axis=0) + 1e-4)
+    found = found / np.sqrt((found[there] ** 2).mean(axis=0) + 1e-4)
+    covered = [[covered_by(question, one, span) for span in range(SPANS)] for one in read]
+    return np.concatenate([found, 4 * np.asarray(covered) - 2], axis=1)
 
 
 @given(st.integers(0, 2**31))
@@ -133,7 +147,7 @@ def test_features_are_those_of_numpy(seed):
 
 @given(st.integers(0, 2**31))
 def test_an_edit_is_that_of_numpy(seed):
-    """`tau a^T (W b / sqrt(|b|) + V c)` for each head, and `R`, `S U` for each layer."""
+    """`tau bounded(a^T (W b / sqrt(|b|) + V c))` for each head, and `R`, `S U` for each layer."""
     features, state = features_of(small.random_context(seed)), small.random_state(seed)
     edit = edit_of(features, state)
     a, b, c, _, w, v, s = (np.asarray(leaf, np.float64) for leaf in (*features, *state))
@@ -141,12 +155,16 @@ def test_an_edit_is_that_of_numpy(seed):
     read, write = PARAMETERS["value_read"], PARAMETERS["value_write"]
     assert edit.logit_bias.shape == (LAYERS, 3, DECODER.num_attention_heads, 3)
     for n in range(3):
-        for j in range(3):
-            score = a[n] @ (w[n] @ b[n, j] / np.sqrt(b.shape[-1]) + v[n] @ c[n, j])
-            expected = gain * (score if features.present[n, j] else 0)
-            np.testing.assert_allclose(edit.logit_bias[:, n, :, j], expected, atol=1e-4, rtol=1e-4)
-            if not features.present[n, j]:
-                assert not edit.logit_bias[:, n, :, j].any()
+        there = np.asarray(features.present[n])
+        scores = np.asarray([
+            a[n] @ (w[n] @ one / np.sqrt(b.shape[-1]) + v[n] @ other)
+            for one, other in zip(b[n], c[n], strict=True)
+        ])  # fmt: skip
+        scores -= scores[there].mean()
+        scores /= np.sqrt(1 + (scores[there] ** 2).mean() / INTERFACE.bound**2)
+        expected = gain[..., None] * np.where(there, scores, 0)
+        np.testing.assert_allclose(edit.logit_bias[:, n], expected, atol=1e-4, rtol=1e-4)
+        assert not edit.logit_bias[:, n][..., ~there].any()
         np.testing.assert_array_equal(edit.value_down[:, n], read)
         expected = s[n] @ np.asarray(write, np.float64)
         np.testing.assert_allclose(edit.value_up[:, n], expected, atol=1e-5, rtol=1e-5)
@@ -186,7 +204,7 @@ def test_a_bound_takes_off_what_all_passages_share():
         words=jnp.broadcast_to(features.words[:, :1], features.words.shape),
         present=jnp.asarray([[True] * 3, [True, True, False], [False, True, False]]),
     )
-    assert np.abs(bias_scores(same, state, None)).max() > 0.1
+    assert np.abs(passage_scores(same, state)).max() > 0.1
     np.testing.assert_allclose(bias_scores(same, state, 0.5), np.zeros((3, 3)), atol=1e-5)
 
 
@@ -277,6 +295,6 @@ def test_sizes_below_one(name):
 
 
 def test_a_layer_that_the_decoder_does_not_have():
-    module = Interface(InterfaceConfig(layer=4), DECODER)
+    module = Interface(InterfaceConfig(layer=4, bound=1.5), DECODER)
     with pytest.raises(ValueError, match="layer must be below the decoder's 4, got 4"):
         module.init(jax.random.key(0), *[small.random_context()] * 3, method=Interface.features)

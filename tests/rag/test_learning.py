@@ -96,7 +96,7 @@ def test_updates_of_different_questions_differ_after_learning(trained):
 
 
 def test_a_training_of_other_sizes_is_refused(folder, trained):
-    interface = InterfaceConfig(layer=2, pools=2, pool_features=5, rank=3)
+    interface = InterfaceConfig(layer=2, bound=1.5, pools=2, pool_features=5, rank=3)
     other = dataclasses.replace(METHOD, interface=interface)
     message = r"6 is of another training \(0/.*interface.* is float32 \(.*another folder"
     with pytest.raises(ValueError, match=message):

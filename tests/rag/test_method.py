@@ -166,8 +166,8 @@ def test_how_many_parameters_there_are():
     words = DECODER.hidden_size * SPANS
     shared = 2 * pool + words + 2 * 4 + 2 * 2 * width * rank + asked * read + rank**2
     assert counts["shared"] == shared
-    maps, frames, steps = read * (read + asked), rank * (asked + read), 2 * (KERNELS + 2)
-    weighing = asked * read + KERNELS + 1
+    frames, steps = rank * (read + 1), 2 * (KERNELS + 2)
+    maps, weighing = read * read + read, INTERFACE.word_features + KERNELS + 1
     assert counts["updater"] - shared == maps + frames + steps + weighing
 
 

@@ -99,37 +99,34 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     """The whole module, on features that are linear, with the construction's weights.
 
     Passage j has the features `[x_j; y_j; trait; 1]`, as a token of the direct construction; the
-    updater's key and value maps are that construction's key `[I, 0]` and value `[-W, I]`. The
-    interface and the updater divide by the square root of the number of features, so the maps make
-    up for it, and keys are less their mean, so the episode's features are. The retriever's
-    confidence comes in by a trait. Then the interface's new state is that of a step of gradient
-    descent from its old one, on the objective of all of its forms at once.
+    updater's key and value maps are that construction's key `[I, 0]` and value `[-w, 1]`, with `w`
+    the row of the interface's state that the question's constant reads, as the updater's payloads
+    are along it. The interface and the updater divide by the square root of the number of features,
+    so the maps make up for it, and keys are less their mean, so the episode's features are. The
+    retriever's confidence comes in by a trait. Then the interface's new state is that of a step of
+    gradient descent from its old one, on the objective of all of its forms at once.
     """
     rng, passages, rank, config = np.random.default_rng(0), 4, 3, INTERFACE
     asked, read, axes = config.question_features, config.passage_features, KERNELS * passages
     d, size = 4, np.sqrt(config.passage_features)
-    x, y = rng.normal(size=(passages, d)), rng.normal(size=(passages, asked))
+    x, y = rng.normal(size=(passages, d)), rng.normal(size=(passages, 1))
     x -= x.mean(axis=0)
-    # The interface is on x alone, and payloads are kept where features have room for them.
+    # The interface is on x alone.
     start_x = rng.normal(size=(asked, d))
     confidence = rng.uniform(0.2, 3.0, passages)
     features = np.zeros((passages + 2, read))  # and two passages that are not there
-    room = read - d - 2
-    y[:, room:-1] = 0
-    features[:passages, :d], features[:passages, d : d + room] = x, y[:, :room]
+    features[:passages, : d + 1] = np.concatenate([x, y], axis=1)
     features[:passages, -2], features[:, -1] = np.log(confidence), 1
     features[passages:] = rng.normal(size=(2, read))
-    (layer,) = direct_layers(jnp.asarray(start_x, jnp.float32), jnp.ones(1))
-    value = np.asarray(layer.value[0])  # [-W, I]
+    (layer,) = direct_layers(jnp.asarray(start_x[-1:], jnp.float32), jnp.ones(1))
+    value = np.asarray(layer.value[0])  # [-w, 1]
 
-    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.4])
-    keys, values = np.zeros((read, read)), np.zeros((read, asked))
+    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.6, 0.25, 0.4])
+    keys, values = np.zeros((read, read)), np.zeros((read, 1))
     keys[:d, :d] = size * np.eye(d)
-    values[:d] = size * value[:, :d].T
-    values[d : d + room] = size * value[:, d : d + room].T
-    values[-1, -1] = -size  # in the place of the constant
-    y[:, -1] = 0
-    to_keys, to_values = rng.normal(size=(read, rank)), rng.normal(size=(asked, rank))
+    values[: d + 1] = size * value.T
+    values[-1] = -size  # in the place of the 1 that payloads start from
+    to_keys, to_values = rng.normal(size=(read, rank)), rng.normal(size=(1, rank))
 
     # The forms: `W` on x, `V` on the passages themselves, once a kernel, and `S` in frames.
     start_value = rng.normal(size=(rank, rank))
@@ -138,8 +135,9 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     blocks = (Block(asked, d + axes), Block(rank, rank))
     whole = np.zeros((asked + rank, d + axes + rank))
     whole[:asked, :d], whole[asked:, -rank:] = start_x, start_value
-    payload = y - x @ start_x.T
-    targets = np.concatenate([payload, payload @ to_values], axis=1) + z @ whole.T
+    payload = y - x @ start_x[-1:].T
+    along = np.concatenate([np.zeros((passages, asked - 1)), payload, payload @ to_values], axis=1)
+    targets = along + z @ whole.T
     episode = Episode(
         features=z, readouts=np.tile(np.eye(asked + rank), (passages, 1, 1)), targets=targets,
         weights=confidence, query_features=np.zeros((1, z.shape[1])),
@@ -156,7 +154,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     present = np.arange(passages + 2) < passages
     question = np.zeros(asked)
     question[-1] = 1
-    start_bias, weighing = np.zeros((2, asked, read))
+    start_bias, weighing = np.zeros((asked, read)), np.zeros((1, config.word_features))
     start_bias[:, :d] = start_x
     # The constant of the question asks for the trait of confidence.
     weighing[-1, -2] = size
@@ -184,15 +182,6 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     np.testing.assert_allclose(found.value[0] - start_value, step[asked:, -rank:], atol=1e-4)
 
 
-MODULE = Updater(UpdaterConfig(steps=2), INTERFACE)
-PARAMETERS = small.drawn("updater")["updater"]
-
-
-@jax.jit
-def update(features, state, parameters=PARAMETERS):
-    return MODULE.apply({"params": parameters}, features, state)
-
-
 def random_features(seed=0):
     rng = np.random.default_rng(seed)
     context = small.random_context(seed)
@@ -203,19 +192,34 @@ def random_features(seed=0):
     return Features(*drawn, context.present)
 
 
-def update_in_numpy(features, state):
+MODULE = Updater(UpdaterConfig(2), INTERFACE)
+PARAMETERS = small.add_noise(
+    jax.jit(MODULE.init)(jax.random.key(1), random_features(), small.random_state())["params"],
+    seed=0,
+    scale=0.5,
+)
+
+
+@jax.jit
+def update(features, state, parameters=PARAMETERS):
+    return MODULE.apply({"params": parameters}, features, state)
+
+
+def update_in_numpy(features, state, parameters):
     """The update of one question, from the formulas of the docstrings, float64."""
-    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), PARAMETERS)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
     bias, words, value = (np.asarray(leaf, np.float64) for leaf in state)
     a, b, c = (np.asarray(leaf, np.float64) for leaf in features[:3])
+    weigher = np.zeros((a.shape[0], b.shape[1]))
+    weigher[-1, -INTERFACE.word_features :] = p["weighing"][0]
     there = np.flatnonzero(features.present)
     if not len(there):
         return bias, words, value
     b, c, size = b[there], c[there], np.sqrt(b.shape[1])
     keys = (b - b.mean(axis=0)) / size @ p["keys"]
-    values = b / size @ p["values"]
-    values[:, -1] += 1
-    weigher, others = p["weighing"], np.zeros_like(words)
+    values = np.zeros((len(there), a.shape[0]))
+    values[:, -1] = 1 + b / size @ p["values"][:, 0]
+    others = np.zeros_like(words)
     for rates, own_rates in zip(p["step_sizes"], [*p["weighing_sizes"], None], strict=True):
         scores = b @ weigher.T @ a / size + c @ others.T @ a
         weights = np.exp(scores - scores.max())
@@ -223,47 +227,50 @@ def update_in_numpy(features, state):
         for j, w, x, rho in zip(there, weights, keys, values, strict=True):
             bias = bias + rates[0] * w * np.outer(rho, x)
             words = words + w * np.outer(rho, np.kron(rates[1:-1], np.eye(3)[j]))
-            value = value + rates[-1] * w * np.outer(rho @ p["value_values"], x @ p["value_keys"])
+            value = value + rates[-1] * w * np.outer(
+                rho[-1:] @ p["value_values"], x @ p["value_keys"]
+            )
             if own_rates is not None:
                 weigher = weigher + own_rates[0] * w * np.outer(rho, x)
                 others = others + w * np.outer(rho, np.kron(own_rates[1:], np.eye(3)[j]))
     return bias, words, value
 
 
-@given(seeds)
+@given(seed=seeds)
 def test_updates_are_those_of_numpy(seed):
     features, state = random_features(seed), small.random_state(seed)
     found = update(features, state)
     for row in range(3):
         one = jax.tree.map(lambda leaf, row=row: leaf[row], (features, state))
-        for leaf, expected in zip(found, update_in_numpy(*one), strict=True):
+        for leaf, expected in zip(found, update_in_numpy(*one, PARAMETERS), strict=True):
             np.testing.assert_allclose(leaf[row], expected, atol=3e-4, rtol=1e-3)
 
 
 def test_the_bias_of_a_passage_gains_what_passages_say_of_each_other():
-    """`sum_i w_i (a . rho_i)(eta x_i . b_j + eta' k(i, j))`: the cross terms of one read."""
+    """`sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j))`: the cross terms of one read."""
     features, state = random_features(), small.random_state()
-    one = Updater(UpdaterConfig(steps=1), INTERFACE)
+    # The question's constant is 1 in all questions.
+    features = features._replace(question=features.question.at[:, -1].set(1))
+    one, drawn = Updater(UpdaterConfig(1), INTERFACE), PARAMETERS
     parameters = {
-        **PARAMETERS, "keys": jnp.eye(len(PARAMETERS["keys"])),
-        "step_sizes": PARAMETERS["step_sizes"][:1], "weighing_sizes": jnp.zeros((0, KERNELS + 1)),
-        "weighing": jnp.zeros_like(PARAMETERS["weighing"]),
+        **drawn, "keys": jnp.eye(len(drawn["keys"])),
+        "step_sizes": drawn["step_sizes"][:1], "weighing_sizes": jnp.zeros((0, KERNELS + 1)),
+        "weighing": jnp.zeros_like(drawn["weighing"]),
     }  # fmt: skip
     new = jax.jit(one.apply)({"params": parameters}, features, state)
     gained = passage_scores(features, new) - passage_scores(features, state)
     rates = np.asarray(parameters["step_sizes"][0], np.float64)
-    a, b, c = (np.asarray(leaf, np.float64) for leaf in features[:3])
+    b, c = (np.asarray(leaf, np.float64) for leaf in features[1:3])
     size = b.shape[-1]
     for row in range(3):
         there = np.flatnonzero(features.present[row])
         centred = b[row] - b[row, there].mean(axis=0)
         expected = np.zeros(3)
         for i in there:
-            rho = b[row, i] / np.sqrt(size) @ np.asarray(parameters["values"], np.float64)
-            rho[-1] += 1
+            worth = 1 + b[row, i] / np.sqrt(size) @ np.asarray(parameters["values"], np.float64)
             shared = c[row].reshape(3, KERNELS, 3)[there, :, i] @ rates[1:-1]
             resembles = rates[0] * (b[row, there] @ centred[i]) / size
-            expected[there] += (a[row] @ rho) / len(there) * (resembles + shared)
+            expected[there] += worth / len(there) * (resembles + shared)
         np.testing.assert_allclose(gained[row], expected, atol=1e-3)
 
 
@@ -288,6 +295,16 @@ def test_no_passage_and_one_passage():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes(PARAMETERS)))
 
 
-def test_at_least_one_step():
+def test_what_passages_are_worth_does_not_go_by_the_question():
+    """A question's own features are in no step to the coordinates of passages."""
+    features, state = random_features(), small.random_state()
+    other = features._replace(question=features.question.at[:, :-1].add(1.0))
+    one, two = (update(each, state) for each in (features, other))
+    np.testing.assert_allclose(one.words, two.words, atol=1e-5)
+    np.testing.assert_array_equal(one.words[:, :-1], state.words[:, :-1])
+    assert np.abs(one.words[:, -1] - state.words[:, -1]).max() > 0.01
+
+
+def test_wrong_settings():
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         UpdaterConfig(steps=0)
