@@ -32,7 +32,6 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from icorag_jax.rag.deviations import centre
@@ -108,11 +107,12 @@ class Updater(nn.Module):
         worth = 1 + jnp.sum(passages * to_values[:, 0][None, None], axis=-1, keepdims=True)
         values = jnp.pad(worth, ((0, 0), (0, 0), (asked - 1, 0)))
         values = jnp.concatenate([values, worth @ to_value_values], axis=-1)
-        axes = features.words.shape[-1]
+        axes = features.words.shape[-1] // KERNELS
         # A vector that stands for no passage has no words, and no part in `V`.
-        own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(axes // KERNELS)
-        own = jnp.broadcast_to(own, (*keys.shape[:2], axes // KERNELS))
-        keys = jnp.concatenate([keys, *[own] * KERNELS, keys @ to_value_keys], axis=-1)
+        own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(axes)
+        own = jnp.broadcast_to(own, (*keys.shape[:2], axes))
+        # Once for all kernels, which differ in the sizes of their steps alone.
+        keys = jnp.concatenate([keys, own, keys @ to_value_keys], axis=-1)
         blocks = (Block(asked, read + axes), Block(rank, rank))
         weigher = InterfaceState(
             jnp.broadcast_to(weighing, state.bias.shape), *map(jnp.zeros_like, state[1:])
@@ -153,13 +153,12 @@ def _take_step(
         change: from `read_step`.
         step_sizes: of `W`, of each kernel in `V`, and of `S`.
     """
-    (_, asked, read), axes = state.bias.shape, state.words.shape[2]
-    widths = np.asarray([read, *[axes // KERNELS] * KERNELS, state.value.shape[2]])
-    change = change * step_sizes[np.repeat(np.arange(KERNELS + 2), widths)][None, None]
+    (batch, asked, read), rank = state.bias.shape, state.value.shape[2]
+    own = change[:, :asked, None, read:-rank] * step_sizes[None, None, 1:-1, None]
     return InterfaceState(
-        state.bias + change[:, :asked, :read],
-        state.words + change[:, :asked, read : read + axes],
-        state.value + change[:, asked:, read + axes :],
+        state.bias + step_sizes[0] * change[:, :asked, :read],
+        state.words + own.reshape(batch, asked, -1),
+        state.value + step_sizes[-1] * change[:, asked:, -rank:],
     )
 
 
