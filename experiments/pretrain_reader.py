@@ -246,14 +246,13 @@ def _batches_of_steps(config: Config) -> list[tuple[Stage, int]]:
         dataclasses.replace(stage, batch=stage.batch * config.batch_factor)
         for stage in (*stages, dataclasses.replace(last, family_share=config.family_share))
     ]
-    numbers = np.arange(sum(config.stage_steps))
-    if config.distinct_steps is not None:
-        numbers %= config.distinct_steps
-        passes = range(1, -(-len(numbers) // config.distinct_steps))
-        for start in (config.distinct_steps * done for done in passes):
-            order = np.random.default_rng((config.seed, start)).permutation(config.distinct_steps)
-            part = numbers[start : start + config.distinct_steps]
-            part[:] = order[: len(part)]
+    steps = sum(config.stage_steps)
+    distinct = config.distinct_steps or steps
+    again = (
+        np.random.default_rng((config.seed, start)).permutation(distinct)
+        for start in range(distinct, steps, distinct)
+    )
+    numbers = np.concatenate([np.arange(distinct), *again])[:steps]
     of_steps = np.repeat(np.arange(len(config.stage_steps)), config.stage_steps)
     return [(stages[stage], int(number)) for stage, number in zip(of_steps, numbers, strict=True)]
 

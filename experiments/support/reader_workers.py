@@ -37,22 +37,20 @@ def batches(
     Returns:
         A context that yields the batches, and ends the processes.
     """
-    return contextlib.closing(_wanted(tokenizer, wanted, seed, workers))
-
-
-def _wanted(
-    tokenizer: tokenizers.Tokenizer,
-    wanted: Sequence[tuple[Stage, int]],
-    seed: int,
-    workers: int,
-) -> Generator[Texts, None, None]:
-    left = collections.Counter(wanted)
-    distinct = list(left)
+    distinct = list(dict.fromkeys(wanted))
     made = (
         _made_ahead(tokenizer, distinct, seed, workers)
         if workers
         else _made(tokenizer, distinct, seed)
     )
+    return contextlib.closing(_in_order(made, wanted))
+
+
+def _in_order(
+    made: Generator[Texts, None, None], wanted: Sequence[tuple[Stage, int]]
+) -> Generator[Texts, None, None]:
+    """The wanted batches, of which each one is made when it is first wanted."""
+    left = collections.Counter(wanted)
     kept: dict[tuple[Stage, int], Texts] = {}
     with contextlib.closing(made):
         for batch in wanted:

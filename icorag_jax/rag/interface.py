@@ -212,11 +212,8 @@ class Interface(nn.Module):
         words, own = self._passage_words(read), self._question_words(asked)
         new, has = without(words, own), has_words(own, words)
         if axes is read:
-            all_words, new_words, others_have = (
-                similarity_within(words),
-                similarity_within(new),
-                has,
-            )
+            all_words, new_words = similarity_within(words), similarity_within(new)
+            others_have = has
         else:
             others = self._passage_words(axes)
             all_words = similarity(others, words)

@@ -104,7 +104,7 @@ class Updater(nn.Module):
         passages = features.passages * read**-0.5
         keys = centre(passages, present) @ to_keys
         # Not by a product of matrices, whose rounding differs from row to row of a batch.
-        worth = 1 + jnp.sum(passages * to_values[:, 0][None, None], axis=-1, keepdims=True)
+        worth = 1 + jnp.sum(passages * to_values.T[None], axis=-1, keepdims=True)
         values = jnp.pad(worth, ((0, 0), (0, 0), (asked - 1, 0)))
         values = jnp.concatenate([values, worth @ to_value_values], axis=-1)
         axes = features.words.shape[-1] // KERNELS
