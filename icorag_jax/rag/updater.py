@@ -11,13 +11,14 @@ of values has a step of its own. It is computed by the very layer that does that
 
 Keys and values are learned linear maps of the interface's features of the passages, less their mean
 over the question's passages for keys: `x_j = K (b_j - mean b)`, `rho_j = (1 + m . b_j) 1`, where 1
-is the question's constant: what a passage is worth is a number, since what one learns of single
-features of questions does not carry over to other tasks. `e_j` is the passage itself, since `V` is
-in terms of their vectors of words: a step adds to each passage's own coordinate, as gradient
-descent on functions of a kernel does. The weights are the softmax of the scores that the passages
-have in a state of their own, which starts from a learned `W` of the retriever's score and of words
-alone, which say the same in any task, and takes the same steps with sizes of its own: what has to
-be read next, the passage that leads on, is not what an answer is read off in the end.
+is the question's constant. What a passage is worth is a number, and `m` is of the retriever's score
+and of words alone, which say the same in any task: what one learns of states of questions and
+passages does not carry over. `e_j` is the passage itself, since `V` is in terms of their vectors of
+words: a step adds to each passage's own coordinate, as gradient descent on functions of a kernel
+does. The weights are the softmax of the scores that the passages have in a state of their own,
+which starts from a learned `W`, likewise of the retriever's score and of words alone, and takes the
+same steps with sizes of its own: what has to be read next, the passage that leads on, is not what
+an answer is read off in the end.
 
 The bias of passage j gains `sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
 words that two passages share beyond what others do, and whether one completes what the other says
@@ -84,6 +85,7 @@ class Updater(nn.Module):
             state: that it starts from.
         """
         asked, read = self.interface.question_features, self.interface.passage_features
+        said = self.interface.word_features
         rank, steps = self.interface.rank, self.config.steps
         if self.reads != "passages":
             features = self._learned(features)
@@ -91,20 +93,20 @@ class Updater(nn.Module):
         identity = lambda _, shape: jnp.eye(*shape)  # noqa: E731
         to_keys = self.param("keys", identity, (read, read))
         zeros = nn.initializers.zeros
-        to_values = self.param("values", zeros, (read, 1))
+        to_values = self.param("values", zeros, (said, 1))
         small = nn.initializers.lecun_normal()
         to_value_keys = self.param("value_keys", small, (read, rank))
         to_value_values = self.param("value_values", nn.initializers.normal(rank**-0.5), (1, rank))
         # Of `W`, of each kernel in `V`, and of `S`; at zero nothing is updated.
         step_sizes = self.param("step_sizes", zeros, (steps, KERNELS + 2))
         # Where the state that weighs passages starts, and its steps; after the last read, none.
-        weighing = self.param("weighing", zeros, (1, self.interface.word_features))
-        weighing = jnp.pad(weighing, ((asked - 1, 0), (read - weighing.shape[1], 0)))
+        weighing = self.param("weighing", zeros, (1, said))
+        weighing = jnp.pad(weighing, ((asked - 1, 0), (read - said, 0)))
         weighing_sizes = self.param("weighing_sizes", zeros, (steps - 1, KERNELS + 1))
         passages = features.passages * read**-0.5
         keys = centre(passages, present) @ to_keys
         # Not by a product of matrices, whose rounding differs from row to row of a batch.
-        worth = 1 + jnp.sum(passages * to_values.T[None], axis=-1, keepdims=True)
+        worth = 1 + jnp.sum(passages[..., -said:] * to_values.T[None], axis=-1, keepdims=True)
         values = jnp.pad(worth, ((0, 0), (0, 0), (asked - 1, 0)))
         values = jnp.concatenate([values, worth @ to_value_values], axis=-1)
         axes = features.words.shape[-1] // KERNELS

@@ -167,7 +167,8 @@ def test_how_many_parameters_there_are():
     shared = 2 * pool + words + 2 * 4 + 2 * 2 * width * rank + asked * read + rank**2
     assert counts["shared"] == shared
     frames, steps = rank * (read + 1), 2 * (KERNELS + 2)
-    maps, weighing = read * read + read, INTERFACE.word_features + KERNELS + 1
+    said = INTERFACE.word_features
+    maps, weighing = read * read + said, said + KERNELS + 1
     assert counts["updater"] - shared == maps + frames + steps + weighing
 
 

@@ -98,32 +98,35 @@ class TestReadStep:
 def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     """The whole module, on features that are linear, with the construction's weights.
 
-    Passage j has the features `[x_j; y_j; trait; 1]`, as a token of the direct construction; the
-    updater's key and value maps are that construction's key `[I, 0]` and value `[-w, 1]`, with `w`
-    the row of the interface's state that the question's constant reads, as the updater's payloads
-    are along it. The interface and the updater divide by the square root of the number of features,
-    so the maps make up for it, and keys are less their mean, so the episode's features are. The
-    retriever's confidence comes in by a trait. Then the interface's new state is that of a step of
-    gradient descent from its old one, on the objective of all of its forms at once.
+    Passage j has the features `[0; x_j; y_j; trait; 1]`: those after the zeros are what values go
+    by, and they are a token of the direct construction. The updater's key and value maps are that
+    construction's key `[I, 0]` and value `[-w, 1]`, with `w` the row of the interface's state that
+    the question's constant reads, as the updater's payloads are along it. The interface and the
+    updater divide by the square root of the number of features, so the maps make up for it, and
+    keys are less their mean, so the episode's features are. The retriever's confidence comes in by
+    a trait. Then the interface's new state is that of a step of gradient descent from its old one,
+    on the objective of all of its forms at once.
     """
     rng, passages, rank, config = np.random.default_rng(0), 4, 3, INTERFACE
     asked, read, axes = config.question_features, config.passage_features, KERNELS * passages
-    d, size = 4, np.sqrt(config.passage_features)
+    said, size = config.word_features, np.sqrt(config.passage_features)
+    d, first = said - 3, read - said
+    on = slice(first, first + d)
     x, y = rng.normal(size=(passages, d)), rng.normal(size=(passages, 1))
     x -= x.mean(axis=0)
     # The interface is on x alone.
     start_x = rng.normal(size=(asked, d))
     confidence = rng.uniform(0.2, 3.0, passages)
     features = np.zeros((passages + 2, read))  # and two passages that are not there
-    features[:passages, : d + 1] = np.concatenate([x, y], axis=1)
+    features[:passages, first : first + d + 1] = np.concatenate([x, y], axis=1)
     features[:passages, -2], features[:, -1] = np.log(confidence), 1
     features[passages:] = rng.normal(size=(2, read))
     (layer,) = direct_layers(jnp.asarray(start_x[-1:], jnp.float32), jnp.ones(1))
     value = np.asarray(layer.value[0])  # [-w, 1]
 
     rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.6, 0.25, 0.4])
-    keys, values = np.zeros((read, read)), np.zeros((read, 1))
-    keys[:d, :d] = size * np.eye(d)
+    keys, values = np.zeros((read, read)), np.zeros((said, 1))
+    keys[on, on] = size * np.eye(d)
     values[: d + 1] = size * value.T
     values[-1] = -size  # in the place of the 1 that payloads start from
     to_keys, to_values = rng.normal(size=(read, rank)), rng.normal(size=(1, rank))
@@ -131,7 +134,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     # The forms: `W` on x, `V` on the passages themselves, once a kernel, and `S` in frames.
     start_value = rng.normal(size=(rank, rank))
     own = np.tile(np.eye(passages), KERNELS) * np.repeat(rates[1:-1] / rates[0], passages)
-    z = np.concatenate([x, own, x @ to_keys[:d] * (rates[-1] / rates[0])], axis=1)
+    z = np.concatenate([x, own, x @ to_keys[on] * (rates[-1] / rates[0])], axis=1)
     blocks = (Block(asked, d + axes), Block(rank, rank))
     whole = np.zeros((asked + rank, d + axes + rank))
     whole[:asked, :d], whole[asked:, -rank:] = start_x, start_value
@@ -155,7 +158,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     question = np.zeros(asked)
     question[-1] = 1
     start_bias, weighing = np.zeros((asked, read)), np.zeros((1, config.word_features))
-    start_bias[:, :d] = start_x
+    start_bias[:, on] = start_x
     # The constant of the question asks for the trait of confidence.
     weighing[-1, -2] = size
     parameters = {
@@ -172,7 +175,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
         single(old),
     )
     np.testing.assert_allclose(
-        found.bias[0, :, :d] - start_bias[:, :d], step[:asked, :d], atol=1e-4
+        found.bias[0, :, on] - start_bias[:, on], step[:asked, :d], atol=1e-4
     )
     assert np.abs(step[:asked, :d]).max() > 0.02
     by_kernel = np.asarray(found.words[0]).reshape(asked, KERNELS, passages + 2)
@@ -218,7 +221,7 @@ def update_in_numpy(features, state, parameters):
     b, c, size = b[there], c[there], np.sqrt(b.shape[1])
     keys = (b - b.mean(axis=0)) / size @ p["keys"]
     values = np.zeros((len(there), a.shape[0]))
-    values[:, -1] = 1 + b / size @ p["values"][:, 0]
+    values[:, -1] = 1 + b[:, -INTERFACE.word_features :] / size @ p["values"][:, 0]
     others = np.zeros_like(words)
     for rates, own_rates in zip(p["step_sizes"], [*p["weighing_sizes"], None], strict=True):
         scores = b @ weigher.T @ a / size + c @ others.T @ a
@@ -267,7 +270,8 @@ def test_the_bias_of_a_passage_gains_what_passages_say_of_each_other():
         centred = b[row] - b[row, there].mean(axis=0)
         expected = np.zeros(3)
         for i in there:
-            worth = 1 + b[row, i] / np.sqrt(size) @ np.asarray(parameters["values"], np.float64)
+            said = b[row, i, -INTERFACE.word_features :]
+            worth = 1 + said / np.sqrt(size) @ np.asarray(parameters["values"], np.float64)
             shared = c[row].reshape(3, KERNELS, 3)[there, :, i] @ rates[1:-1]
             resembles = rates[0] * (b[row, there] @ centred[i]) / size
             expected[there] += worth / len(there) * (resembles + shared)
