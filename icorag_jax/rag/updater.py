@@ -109,13 +109,13 @@ class Updater(nn.Module):
         worth = 1 + jnp.sum(passages[..., -said:] * to_values.T[None], axis=-1, keepdims=True)
         values = jnp.pad(worth, ((0, 0), (0, 0), (asked - 1, 0)))
         values = jnp.concatenate([values, worth @ to_value_values], axis=-1)
-        axes = features.words.shape[-1] // KERNELS
+        count = present.shape[1]
         # A vector that stands for no passage has no words, and no part in `V`.
-        own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(axes)
-        own = jnp.broadcast_to(own, (*keys.shape[:2], axes))
+        own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(count)
+        own = jnp.broadcast_to(own, (*present.shape, count))
         # Once for all kernels, which differ in the sizes of their steps alone.
         keys = jnp.concatenate([keys, own, keys @ to_value_keys], axis=-1)
-        blocks = (Block(asked, read + axes), Block(rank, rank))
+        blocks = (Block(asked, read + count), Block(rank, rank))
         weigher = InterfaceState(
             jnp.broadcast_to(weighing, state.bias.shape), *map(jnp.zeros_like, state[1:])
         )
