@@ -35,6 +35,7 @@ from icorag_jax.retrieval.retriever import Retriever
 EvaluationSplit = Literal["dev", "test"]
 # The questions of each by name.
 Benchmarks = Mapping[str, tuple[RetrievedQuestion, ...]]
+Retrievers = Sequence[Retriever]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,8 @@ class QaData:
         train_seed: of the world to train on.
         evaluation_seed: of the world to evaluate on.
         retriever: bm25, dense, or the hybrid of both.
+        train_retrievers: likewise, whose passages training questions have: each question comes
+            once with those of each. By default `retriever` alone.
         passages: to a question, at most.
         encoder: folder or hub id of dense retrieval's encoder; by default the installed one.
         query_prompt: what it wants before a query, if its files do not say.
@@ -70,6 +73,7 @@ class QaData:
     train_seed: int = 0
     evaluation_seed: int = 1
     retriever: RetrieverName = "bm25"
+    train_retrievers: tuple[RetrieverName, ...] = ()
     passages: int = 10
     encoder: str | None = None
     query_prompt: str = ""
@@ -83,14 +87,14 @@ class QaData:
         Raises:
             ValueError: names the setting that is not right.
         """
-        for name, choices in (
-            ("retriever", get_args(RetrieverName)),
-            ("evaluation_split", get_args(EvaluationSplit)),
+        for name, given, choices in (
+            ("retriever", (self.retriever,), get_args(RetrieverName)),
+            ("train_retrievers", self.train_retrievers, get_args(RetrieverName)),
+            ("evaluation_split", (self.evaluation_split,), get_args(EvaluationSplit)),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
-                )
+            for value in given:
+                if value not in choices:
+                    raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
         for name, least in (
             ("train_questions", 0),
             ("evaluation_questions", 1),
@@ -103,8 +107,10 @@ class QaData:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if len(set(self.benchmarks)) < len(self.benchmarks):
-            raise ValueError(f"benchmarks must be named once each, got {self.benchmarks}")
+        for name in ("benchmarks", "train_retrievers"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} must be named once each, got {given}")
         unknown = [name for name in self.benchmarks if name not in FAMILIES]
         if self.data == "world" and unknown:
             raise ValueError(
@@ -140,36 +146,43 @@ def load_questions(settings: QaData, cache: Path) -> QuestionSets:
         ValueError: data or an encoder that are not right, or a world too large for its names.
         OSError: the cache cannot be written.
     """
-    retriever = _retriever(settings, cache)
+    names = settings.train_retrievers or (settings.retriever,)
+    retrievers = {name: _retriever(settings, name, cache) for name in {*names, settings.retriever}}
+    train, evaluation = [retrievers[name] for name in names], [retrievers[settings.retriever]]
     if settings.data == "world":
-        return _load_world(settings, retriever, cache)
-    return _load_folder(settings, Path(settings.data), retriever, cache)
+        return _load_world(settings, train, evaluation, cache)
+    return _load_folder(settings, Path(settings.data), train, evaluation, cache)
 
 
-def _load_world(settings: QaData, retriever: Retriever, cache: Path) -> QuestionSets:
+def _load_world(
+    settings: QaData, train: Retrievers, evaluation: Retrievers, cache: Path
+) -> QuestionSets:
     families: tuple[Family, ...] = tuple(
         family for family in FAMILIES if not settings.benchmarks or family in settings.benchmarks
     )
 
-    def load(config: WorldConfig, split: Split) -> Benchmarks:
+    def load(config: WorldConfig, split: Split, retrievers: Retrievers) -> Benchmarks:
         questions = list(generate_questions(config, split))
         corpus = list(corpus_of(questions))
-        found = _retrieve(settings, retriever, corpus, questions, cache)
+        found = _retrieve(settings, retrievers, corpus, questions, cache)
         return {
             family: tuple(each for each in found if each.question.type == family)
             for family in families
         }
 
-    train = {}
+    learned = {}
     if settings.train_questions:
         seed, size = settings.train_seed, settings.train_questions
-        train = load(WorldConfig(seed, size=size, held_out=0, families=families), "train")
+        world = WorldConfig(seed, size=size, held_out=0, families=families)
+        learned = load(world, "train", train)
     seed, size = settings.evaluation_seed, settings.evaluation_questions
     world = WorldConfig(seed, size=0, held_out=size, families=families)
-    return QuestionSets(train, load(world, settings.evaluation_split))
+    return QuestionSets(learned, load(world, settings.evaluation_split, evaluation))
 
 
-def _load_folder(settings: QaData, folder: Path, retriever: Retriever, cache: Path) -> QuestionSets:
+def _load_folder(
+    settings: QaData, folder: Path, train: Retrievers, evaluation: Retrievers, cache: Path
+) -> QuestionSets:
     corpora = find_benchmarks(folder, settings.evaluation_split, settings.benchmarks)
     # All of them now: what is malformed is found before anything is indexed.
     questions = {}
@@ -186,31 +199,35 @@ def _load_folder(settings: QaData, folder: Path, retriever: Retriever, cache: Pa
         corpus = list(read_corpus(find_corpus(folder, corpus_name)))
         for (name, split), asked in questions.items():
             if corpora[name] == corpus_name:
-                found[name, split] = tuple(_retrieve(settings, retriever, corpus, asked, cache))
-    train, evaluation = (
-        {name: found[name, split] for name in corpora if (name, split) in found}
-        for split in ("train", settings.evaluation_split)
+                used = train if split == "train" else evaluation
+                found[name, split] = tuple(_retrieve(settings, used, corpus, asked, cache))
+    return QuestionSets(
+        *(
+            {name: found[name, split] for name in corpora if (name, split) in found}
+            for split in ("train", settings.evaluation_split)
+        )
     )
-    return QuestionSets(train, evaluation)
 
 
-def _retriever(settings: QaData, cache: Path) -> Retriever:
+def _retriever(settings: QaData, name: RetrieverName, cache: Path) -> Retriever:
     encoder = None
-    if settings.retriever != "bm25":
+    if name != "bm25":
         prompts = Prompts(settings.query_prompt, settings.passage_prompt)
         encoder = read_encoder(settings.encoder, prompts, settings.max_length)
-    return make_retriever(
-        settings.retriever, encoder, settings.max_length, settings.batch_size, cache
-    )
+    return make_retriever(name, encoder, settings.max_length, settings.batch_size, cache)
 
 
 def _retrieve(
     settings: QaData,
-    retriever: Retriever,
+    retrievers: Retrievers,
     corpus: Sequence[CorpusPassage],
     questions: Sequence[Question],
     cache: Path,
 ) -> list[RetrievedQuestion]:
+    """Each question once with the passages of each retriever, one question after the other."""
     texts = [question.question for question in questions]
-    results = search_stored(retriever, corpus, texts, settings.passages, cache)
-    return pair(questions, corpus, results)
+    found = []
+    for retriever in retrievers:
+        results = search_stored(retriever, corpus, texts, settings.passages, cache)
+        found.append(pair(questions, corpus, results))
+    return [each for same in zip(*found, strict=True) for each in same]

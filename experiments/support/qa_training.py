@@ -73,6 +73,11 @@ class Training:
             questions: by benchmark.
         """
         self.subject, self.questions = subject, questions
+        # The others, which have nothing to select from, are not even read.
+        self._selectable = {
+            name: [asked for asked in part if any(asked.positive) and not all(asked.positive)]
+            for name, part in questions.items()
+        }
 
     def answers(self, names: Collection[str]) -> Pool:
         """The first questions of each of some benchmarks, for the loss of answers."""
@@ -82,7 +87,9 @@ class Training:
 
     def selection(self, names: Collection[str]) -> Pool:
         """All questions of some benchmarks for which there is a loss of selection."""
-        among = _among(self.questions, names)
+        among = _among(self._selectable, names)
+        if not among.size:
+            return Pool(self._readings, among)
         positive, present = self._below.is_positive[among], self._below.context.present[among]
         says = has_selection_loss(jnp.asarray(positive), jnp.asarray(present))
         return Pool(self._below, among[np.asarray(says)])
@@ -95,8 +102,7 @@ class Training:
 
     @functools.cached_property
     def _below(self) -> Reading:
-        every = [asked for part in self.questions.values() for asked in part]
-        return self._read(read_below, every)
+        return self._read(read_below, [each for part in self._selectable.values() for each in part])
 
     def _read(self, reader: Callable[..., Reading], questions: Questions) -> Reading:
         """Readings of questions with their answers, on the host."""

@@ -115,6 +115,18 @@ class TestWorld:
             with pytest.raises(pytest.fail.Exception):
                 load_questions(dataclasses.replace(settings, **change), tmp_path)
 
+    def test_training_with_passages_of_several_retrievers(self, tmp_path):
+        settings = dataclasses.replace(WORLD, benchmarks=("bridge",), max_length=16, batch_size=10)
+        dense = dataclasses.replace(settings, retriever="dense")
+        both = dataclasses.replace(settings, train_retrievers=("dense", "bm25"))
+        found = load_questions(both, tmp_path)
+        alone = [load_questions(one, tmp_path) for one in (dense, settings)]
+        turns = zip(*(sets.train["bridge"] for sets in alone), strict=True)
+        # A question with those of either, then the next one; what is asked has its own retriever.
+        assert list(found.train["bridge"]) == [each for turn in turns for each in turn]
+        assert found.train["bridge"][0].passages != found.train["bridge"][1].passages
+        assert found.evaluation == alone[1].evaluation
+
     def test_a_result_that_was_damaged_is_found_again(self, tmp_path):
         settings = dataclasses.replace(WORLD, benchmarks=("bridge",))
         first = load_questions(settings, tmp_path)
@@ -199,6 +211,8 @@ class TestSettings:
             ({"evaluation_questions": 0}, "evaluation_questions must be at least 1"),
             ({"evaluation_seed": -1}, "evaluation_seed must be at least 0"),
             ({"benchmarks": ("bridge", "bridge")}, "must be named once each"),
+            ({"train_retrievers": ("bm25", "colbert")}, "train_retrievers must be .*'colbert'"),
+            ({"train_retrievers": ("bm25", "bm25")}, "train_retrievers must be named once each"),
             ({"benchmarks": ("nq",)}, "among its families, single_fact, .*, got 'nq'"),
         ],
     )
