@@ -147,7 +147,8 @@ def load_questions(settings: QaData, cache: Path) -> QuestionSets:
         OSError: the cache cannot be written.
     """
     names = settings.train_retrievers or (settings.retriever,)
-    retrievers = {name: _retriever(settings, name, cache) for name in {*names, settings.retriever}}
+    used: set[RetrieverName] = {*names, settings.retriever}
+    retrievers = {name: _retriever(settings, name, cache) for name in used}
     train, evaluation = [retrievers[name] for name in names], [retrievers[settings.retriever]]
     if settings.data == "world":
         return _load_world(settings, train, evaluation, cache)
