@@ -12,7 +12,7 @@ from experiments import qa, qa_cost, qa_grid
 from experiments.support import qa_run
 from experiments.support.qa_data import QaData, load_questions
 from experiments.support.qa_settings import QaMethods
-from experiments.support.qa_training import Subject, Training
+from experiments.support.qa_training import Subject, Training, train_methods
 from experiments.support.run_folder import RunFolderError
 from icorag_jax.backbones.loading import load_backbone
 from tests.small_backbones import write_backbone
@@ -134,6 +134,19 @@ def test_answers_are_learned_from_the_first_questions_and_selection_from_all(bac
     assert rows(training.selection(sets.train)) == tokens[found & few].tolist()
     assert rows(training.selection(["bridge"])) == tokens[3:][(found & few)[3:]].tolist()
     assert not training.selection(["bridge"]).readings.evidence.keys.size
+
+
+def test_without_passages_to_select_all_steps_are_on_answers(backbone, tmp_path):
+    sets = load_questions(QUESTIONS, tmp_path)
+    nothing = {
+        name: [dataclasses.replace(asked, passages=(), scores=()) for asked in part]
+        for name, part in sets.train.items()
+    }
+    training = Training(Subject(load_backbone(backbone, jnp.float32), USE, 3), nothing)
+    assert not len(training.selection(nothing).among)
+    train_methods(training, tuple(nothing), ("shared",), tmp_path / "methods")
+    losses = pd.read_csv(tmp_path / "methods" / "losses_shared.csv")
+    assert losses["step"].max() == USE.steps and (losses["answers"] > 0).all()
 
 
 def test_nothing_to_train_on_is_an_error(backbone, tmp_path):
