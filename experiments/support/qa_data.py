@@ -35,7 +35,8 @@ from icorag_jax.retrieval.retriever import Retriever
 EvaluationSplit = Literal["dev", "test"]
 # The questions of each by name.
 Benchmarks = Mapping[str, tuple[RetrievedQuestion, ...]]
-Retrievers = Sequence[Retriever]
+# Those whose passages the questions of a split have, by split.
+Retrievers = Mapping[str, Sequence[Retriever]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,41 +149,41 @@ def load_questions(settings: QaData, cache: Path) -> QuestionSets:
     """
     names = settings.train_retrievers or (settings.retriever,)
     used: set[RetrieverName] = {*names, settings.retriever}
-    retrievers = {name: _retriever(settings, name, cache) for name in used}
-    train, evaluation = [retrievers[name] for name in names], [retrievers[settings.retriever]]
+    made = {name: _retriever(settings, name, cache) for name in used}
+    retrievers = {
+        "train": [made[name] for name in names],
+        settings.evaluation_split: [made[settings.retriever]],
+    }
     if settings.data == "world":
-        return _load_world(settings, train, evaluation, cache)
-    return _load_folder(settings, Path(settings.data), train, evaluation, cache)
+        return _load_world(settings, retrievers, cache)
+    return _load_folder(settings, Path(settings.data), retrievers, cache)
 
 
-def _load_world(
-    settings: QaData, train: Retrievers, evaluation: Retrievers, cache: Path
-) -> QuestionSets:
+def _load_world(settings: QaData, retrievers: Retrievers, cache: Path) -> QuestionSets:
     families: tuple[Family, ...] = tuple(
         family for family in FAMILIES if not settings.benchmarks or family in settings.benchmarks
     )
 
-    def load(config: WorldConfig, split: Split, retrievers: Retrievers) -> Benchmarks:
+    def load(config: WorldConfig, split: Split) -> Benchmarks:
         questions = list(generate_questions(config, split))
         corpus = list(corpus_of(questions))
-        found = _retrieve(settings, retrievers, corpus, questions, cache)
+        found = _retrieve(settings, retrievers[split], corpus, questions, cache)
         return {
             family: tuple(each for each in found if each.question.type == family)
             for family in families
         }
 
-    learned = {}
+    train = {}
     if settings.train_questions:
         seed, size = settings.train_seed, settings.train_questions
-        world = WorldConfig(seed, size=size, held_out=0, families=families)
-        learned = load(world, "train", train)
+        train = load(WorldConfig(seed, size=size, held_out=0, families=families), "train")
     seed, size = settings.evaluation_seed, settings.evaluation_questions
     world = WorldConfig(seed, size=0, held_out=size, families=families)
-    return QuestionSets(learned, load(world, settings.evaluation_split, evaluation))
+    return QuestionSets(train, load(world, settings.evaluation_split))
 
 
 def _load_folder(
-    settings: QaData, folder: Path, train: Retrievers, evaluation: Retrievers, cache: Path
+    settings: QaData, folder: Path, retrievers: Retrievers, cache: Path
 ) -> QuestionSets:
     corpora = find_benchmarks(folder, settings.evaluation_split, settings.benchmarks)
     # All of them now: what is malformed is found before anything is indexed.
@@ -200,14 +201,13 @@ def _load_folder(
         corpus = list(read_corpus(find_corpus(folder, corpus_name)))
         for (name, split), asked in questions.items():
             if corpora[name] == corpus_name:
-                used = train if split == "train" else evaluation
-                found[name, split] = tuple(_retrieve(settings, used, corpus, asked, cache))
-    return QuestionSets(
-        *(
-            {name: found[name, split] for name in corpora if (name, split) in found}
-            for split in ("train", settings.evaluation_split)
-        )
+                those = _retrieve(settings, retrievers[split], corpus, asked, cache)
+                found[name, split] = tuple(those)
+    train, evaluation = (
+        {name: found[name, split] for name in corpora if (name, split) in found}
+        for split in ("train", settings.evaluation_split)
     )
+    return QuestionSets(train, evaluation)
 
 
 def _retriever(settings: QaData, name: RetrieverName, cache: Path) -> Retriever:
@@ -220,7 +220,7 @@ def _retriever(settings: QaData, name: RetrieverName, cache: Path) -> Retriever:
 
 def _retrieve(
     settings: QaData,
-    retrievers: Retrievers,
+    retrievers: Sequence[Retriever],
     corpus: Sequence[CorpusPassage],
     questions: Sequence[Question],
     cache: Path,

@@ -73,11 +73,6 @@ class Training:
             questions: by benchmark.
         """
         self.subject, self.questions = subject, questions
-        # The others, which have nothing to select from, are not even read.
-        self._selectable = {
-            name: [asked for asked in part if any(asked.positive) and not all(asked.positive)]
-            for name, part in questions.items()
-        }
 
     def answers(self, names: Collection[str]) -> Pool:
         """The first questions of each of some benchmarks, for the loss of answers."""
@@ -93,6 +88,14 @@ class Training:
         positive, present = self._below.is_positive[among], self._below.context.present[among]
         says = has_selection_loss(jnp.asarray(positive), jnp.asarray(present))
         return Pool(self._below, among[np.asarray(says)])
+
+    @functools.cached_property
+    def _selectable(self) -> Mapping[str, Questions]:
+        """Questions with something to select from; the others are not even read for it."""
+        return {
+            name: [asked for asked in part if len(set(asked.positive)) == 2]
+            for name, part in self.questions.items()
+        }
 
     @functools.cached_property
     def _readings(self) -> Reading:
