@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from experiments.support.qa_training import Training, train_methods
 from experiments.support.qa_tuning import best_adaptation, tune_adaptation
 from experiments.support.run_folder import Run, RunFolderError
 from icorag_jax.rag.adaptation import AdaptationConfig
+from icorag_jax.rag.method import Kind, hide_states
+from icorag_jax.rag.storage import StoredMethod
 
 _COSINE_QUESTIONS = 10  # of each benchmark
 
@@ -55,6 +58,8 @@ def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) ->
         training, tuple(train), kinds, run.path / "methods" / name,
         trained=subject.settings.trained,
     )  # fmt: skip
+    if subject.settings.hide_states:
+        methods = _for_new_tasks(methods)
     count = subject.settings.tuning_questions
     some = [asked for part in train.values() for asked in part[:count]]
     tuning = run.cell(
@@ -85,6 +90,8 @@ def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) ->
 def run_transfer(run: Run, name: str, training: Training, evaluation: Benchmarks) -> pd.DataFrame:
     """Leaves out each benchmark in turn: trains on the others, and evaluates on it.
 
+    What the updater has learned of hidden states is left out as well, as on any new task.
+
     Args:
         run: where results are kept.
         name: of the cell.
@@ -105,11 +112,19 @@ def run_transfer(run: Run, name: str, training: Training, evaluation: Benchmarks
 
         def compute(others=others, folder=folder, asked=asked) -> pd.DataFrame:
             methods = train_methods(training, others, settings.kinds(), folder)
-            return answer_questions(subject, methods, {}, asked)
+            return answer_questions(subject, _for_new_tasks(methods), {}, asked)
 
         cell = run.cell(f"transfer_{name}_{benchmark}", compute)
         answers.append(cell.assign(benchmark=benchmark))
     return pd.concat(answers, ignore_index=True)
+
+
+def _for_new_tasks(methods: Mapping[Kind, StoredMethod]) -> dict[Kind, StoredMethod]:
+    """Methods without what they have learned of the states of tasks that they were trained on."""
+    return {
+        kind: dataclasses.replace(stored, parameters=hide_states(stored.method, stored.parameters))
+        for kind, stored in methods.items()
+    }
 
 
 def _check_inputs(run: Run, name: str, training: Training, evaluation: Benchmarks) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from icorag_jax.data.pieces import PromptTokenizer, tokenize_piece
 from icorag_jax.data.prompts import Prompt, PromptTemplate, make_prompt
 from icorag_jax.lm.config import DecoderConfig
-from icorag_jax.rag.context import TRAITS, retriever_traits
+from icorag_jax.rag.traits import TRAITS, first_number, passage_traits
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
 
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         positions: -1 at padding.
         is_question: rows of the question.
         is_answer: rows of the answer, the token that ends it included.
-        traits: what the retriever says of passages.
+        traits: see `icorag_jax.rag.traits`; a passage's number is that of its whole text.
         present: whether there is a passage.
         is_positive: whether an answer is read off a passage (`RetrievedQuestion.positive`); for
             training, nowhere without answers.
@@ -124,6 +124,7 @@ def make_batch(
         is_positive=np.zeros((count, config.passages), bool),
     )
     scores = np.zeros((count, config.passages))
+    numbers = np.full((count, config.passages), np.nan)
     for row, asked in enumerate(questions):
         first = _question(config, tokenizer, template, asked)
         prompt = make_prompt(
@@ -135,6 +136,7 @@ def make_batch(
         shown = len(prompt.passages)
         batch.present[row, :shown] = True
         scores[row, :shown] = asked.scores[:shown]
+        numbers[row, :shown] = [first_number(passage.text) for passage in asked.passages[:shown]]
         start = len(prompt.evidence_tokens)
         tokens = [first]
         if answers:
@@ -145,7 +147,7 @@ def make_batch(
         batch.positions[row, : len(filled)] = start + np.arange(len(filled))
         batch.is_question[row, : len(first)] = True
         batch.is_answer[row, len(first) : len(filled)] = True
-    return batch._replace(traits=retriever_traits(scores, batch.present))
+    return batch._replace(traits=passage_traits(scores, numbers, batch.present))
 
 
 def cloze_rows(batch: Batch) -> Batch:

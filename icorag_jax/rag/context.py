@@ -4,18 +4,17 @@ The interface and its updater see a text through this alone. All of it is a cons
 gradient flows into the frozen model's lower layers or over evidence.
 
 Axes: `evidence` rows of instruction and passages, `tokens` rows of question and answer, `passages`
-of a question, `width` features of the residual stream, `traits` what the retriever says.
+of a question, `width` features of the residual stream, `traits` as in `icorag_jax.rag.traits`.
 """
 
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-# The retriever's score, from its mean and in its deviations over a question's passages; 1 / rank.
-TRAITS = 2
+from icorag_jax.rag.traits import without_numbers
+
 Control = Literal["shuffled", "random", "empty"]
 
 
@@ -43,34 +42,14 @@ class Context(NamedTuple):
     present: Bool[Array, "batch passages"]
 
 
-def retriever_traits(
-    scores: Float[np.ndarray, "batch passages"], present: Bool[np.ndarray, "batch passages"]
-) -> Float[np.ndarray, "batch passages traits"]:
-    """What the retriever says of passages, the best first, float32.
-
-    Args:
-        scores: its own; whatever stands where there is no passage is passed over.
-        present: where there is one.
-    """
-    count = np.maximum(present.sum(axis=1, keepdims=True), 1)
-    known = np.where(present, scores, 0.0)
-    centred = np.where(present, known - known.sum(axis=1, keepdims=True) / count, 0.0)
-    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-    # Smaller differences are rounding errors of the retriever's.
-    least = 1e-6 * np.abs(known).max(axis=1, keepdims=True, initial=0)
-    score = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > least)
-    rank = np.where(present, 1.0 / np.arange(1, scores.shape[1] + 1), 0.0)
-    return np.stack([score, rank], axis=-1).astype(np.float32)
-
-
 def control_context(context: Context, control: Control, key: PRNGKeyArray | None) -> Context:
     """What an updater is fed in a control; the model itself goes on reading the right passages.
 
     Args:
         context: of a batch.
         control: `shuffled`, each question with the passages of the one before it in the batch;
-            `random`, states of noise as large as those of the evidence, and tokens that no text
-            has; `empty`, no passages.
+            `random`, states of noise as large as those of the evidence, tokens that no text has,
+            and no numbers; `empty`, no passages.
         key: of the noise; the other controls need none.
 
     Raises:
@@ -97,6 +76,7 @@ def control_context(context: Context, control: Control, key: PRNGKeyArray | None
         return context._replace(
             evidence_tokens=jnp.broadcast_to(tokens, states.shape[:2]),
             evidence_states=noise * scale,
+            traits=without_numbers(context.traits),
         )
     return context._replace(
         passage_of=jnp.full_like(context.passage_of, -1),

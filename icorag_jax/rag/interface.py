@@ -12,15 +12,15 @@ Bounding takes off what a question's passages have in common, leaves small score
 keeps large ones below `InterfaceConfig.bound` (`icorag_jax.rag.deviations`).
 
 `a` are features of the question and `b_j` of passage j: hidden states of the frozen model, pooled
-by learned weights and projected, and what the retriever and the words that it shares with the
-question say of it. `c_j` are the words that it shares with each other passage, all of them and
-those that the question does not have (`icorag_jax.rag.words`): `V` is the part of the state on
-vectors of words, which are many more than passages, in terms of the passages' own vectors. With
-the state at zero the model is the frozen model, bit for bit.
+by learned weights and projected, and what the retriever, its number (`icorag_jax.rag.traits`) and
+the words that it shares with the question say of it. `c_j` is what it has to do with each other
+passage: words that both have, all of them and those that the question does not have
+(`icorag_jax.rag.words`), and which one's number is larger. `V` is the part of the state on vectors
+of words, which are many more than passages, in terms of the passages' own vectors. With the state
+at zero the model is the frozen model, bit for bit.
 
 Axes: as in `icorag_jax.rag.context`; `question` and `passage` features of either, `axes` passages
-by kernels of `icorag_jax.rag.words`, `rank` of the edit of values, `layers` those from the
-interface's first on.
+by kernels, `rank` of the edit of values, `layers` those from the interface's first on.
 """
 
 import dataclasses
@@ -34,10 +34,12 @@ from jaxtyping import Array, Bool, Float
 
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
-from icorag_jax.rag.context import TRAITS, Context
+from icorag_jax.rag.context import Context
 from icorag_jax.rag.deviations import apart, bounded, contrast, standardize
+from icorag_jax.rag.traits import TRAITS, order
 from icorag_jax.rag.words import (
     SPANS,
+    WORD_KERNELS,
     Words,
     completion,
     coverage,
@@ -51,6 +53,8 @@ from icorag_jax.rag.words import (
 # Of `completion` times a similarity, which is a tenth where a passage completes another one. Not in
 # deviations: where no passage does, it has to stay small.
 COMPLETION_SCALE = 10.0
+# What passages are compared by: words, and the order of their numbers.
+KERNELS = WORD_KERNELS + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +230,7 @@ class Interface(nn.Module):
             [
                 contrast(shared, axes.present, read.present),
                 COMPLETION_SCALE * apart(completes, axes.present, read.present),
+                apart(order(axes.traits, read.traits)[..., None], axes.present, read.present),
             ],
             axis=-1,
         )

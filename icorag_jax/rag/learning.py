@@ -5,7 +5,8 @@ first nothing else, which does without the frozen model's upper layers and costs
 may be many more questions for these steps than for the others.
 
 The frozen model has read all questions before (`icorag_jax.rag.frozen`): a step differentiates the
-question and answer rows of the upper layers, and no more.
+question and answer rows of the upper layers, and no more. In every other step the updater does
+without hidden states (`icorag_jax.rag.method.hide_states`).
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.frozen import Reading
 from icorag_jax.rag.losses import LearningLosses, LossWeights, method_loss
-from icorag_jax.rag.method import MethodConfig, init_method
+from icorag_jax.rag.method import MethodConfig, hide_states, init_method
 from icorag_jax.rag.readings import Pool, cut_evidence
 from icorag_jax.training_checkpoints import open_checkpoints
 
@@ -121,11 +122,18 @@ def learning_step(
     selection_alone: bool = False,
 ) -> tuple[LearningState, LearningLosses]:
     """One step of the optimizer; the state stays as it was where a gradient is not finite."""
-    gradient = jax.value_and_grad(method_loss, argnums=4, has_aux=True)
     weights = LossWeights(config.bias_penalty, config.selection_weight)
-    (_, losses), slopes = gradient(
-        method, decoder, weights, frozen, state.parameters, reading, selection_alone=selection_alone
-    )
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def gradient(parameters: Any) -> tuple[Float[Array, ""], LearningLosses]:
+        hidden = hide_states(method, parameters)
+        is_hidden = state.step % 2 == 1
+        parameters = jax.tree.map(lambda a, b: jnp.where(is_hidden, a, b), hidden, parameters)
+        return method_loss(
+            method, decoder, weights, frozen, parameters, reading, selection_alone=selection_alone
+        )
+
+    (_, losses), slopes = gradient(state.parameters)
     norm = optax.tree.norm(slopes)
     with jax.numpy_dtype_promotion("standard"):  # Adam of optax counts steps in integers
         updates, optimizer = make_optimizer(config).update(

@@ -21,9 +21,10 @@ from jaxtyping import Array, Float
 
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
-from icorag_jax.rag.context import TRAITS, Context
+from icorag_jax.rag.context import Context
 from icorag_jax.rag.interface import Features, Interface, InterfaceConfig, InterfaceState
-from icorag_jax.rag.updater import Reads, Updater, UpdaterConfig
+from icorag_jax.rag.traits import TRAITS
+from icorag_jax.rag.updater import Reads, Updater, UpdaterConfig, without_states
 
 Kind = Literal["shared", "updater", "blind", "feedback"]
 _READS: dict[Kind, Reads] = {"updater": "passages", "blind": "vectors", "feedback": "ranks"}
@@ -112,6 +113,20 @@ def init_method(config: MethodConfig, decoder: DecoderConfig, key: Any) -> Any:
         present=jnp.ones((1, passages), bool),
     )
     return Method(config, decoder).init(key, context)["params"]
+
+
+def hide_states(config: MethodConfig, parameters: Any) -> Any:
+    """A method's parameters for a task that it was not trained on.
+
+    Without what its updater has learned of hidden states, see
+    `icorag_jax.rag.updater.without_states`; one that has no updater stays as it is.
+    """
+    if config.kind == "shared":
+        return parameters
+    return {
+        **parameters,
+        "updater": without_states(config.interface, parameters["updater"]),
+    }
 
 
 def predict_edit(

@@ -11,24 +11,29 @@ of values has a step of its own. It is computed by the very layer that does that
 
 Keys and values are learned linear maps of the interface's features of the passages, less their mean
 over the question's passages for keys: `x_j = K (b_j - mean b)`, `rho_j = (1 + m . b_j) 1`, where 1
-is the question's constant. What a passage is worth is a number, and `m` is of the retriever's score
-and of words alone, which say the same in any task: what one learns of states of questions and
-passages does not carry over. `e_j` is the passage itself, since `V` is in terms of their vectors of
+is the question's constant. `e_j` is the passage itself, since `V` is in terms of their vectors of
 words: a step adds to each passage's own coordinate, as gradient descent on functions of a kernel
-does. The weights are the softmax of the scores that the passages have in a state of their own,
-which starts from a learned `W`, likewise of the retriever's score and of words alone, and takes the
-same steps with sizes of its own: what has to be read next, the passage that leads on, is not what
-an answer is read off in the end.
+does. How far a step goes is for the question to say: `eta = g . a`, and each kernel's `eta'`
+likewise. A question for the smaller of two numbers turns the kernel of their order about, and no
+other one.
+
+The weights are the softmax of the scores that the passages have in a state of their own, which
+starts from a learned `W` of traits and words alone, and takes the same steps with sizes of its own:
+what has to be read next, the passage that leads on, is not what an answer is read off in the end.
 
 The bias of passage j gains `sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
-words that two passages share beyond what others do, and whether one completes what the other says
-of the question: a passage counts for more because it resembles, completes or contradicts another
-one, which no shared interface can know of.
+words that two passages share beyond what others do, whether one completes what the other says of
+the question, and which one's number is larger: a passage counts for more because it resembles,
+completes, contradicts or exceeds another one, which no shared interface can know of.
+
+What is learned of states of questions and passages does not carry over to other tasks, and may be
+set to zero there (`without_states`). What is left goes by traits and words, which say the same in
+any task, and has to stand by itself: in every other step of learning there is nothing else.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -36,8 +41,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from icorag_jax.rag.deviations import centre
-from icorag_jax.rag.interface import Features, InterfaceConfig, InterfaceState, passage_scores
-from icorag_jax.rag.words import KERNELS
+from icorag_jax.rag.interface import (
+    KERNELS,
+    Features,
+    InterfaceConfig,
+    InterfaceState,
+    passage_scores,
+)
 from icorag_jax.theory.attention import attend, linear_kernel
 from icorag_jax.theory.constructions import factored_layers
 from icorag_jax.theory.objective import Block
@@ -93,20 +103,20 @@ class Updater(nn.Module):
         identity = lambda _, shape: jnp.eye(*shape)  # noqa: E731
         to_keys = self.param("keys", identity, (read, read))
         zeros = nn.initializers.zeros
-        to_values = self.param("values", zeros, (said, 1))
+        to_values = self.param("values", zeros, (read, 1))
         small = nn.initializers.lecun_normal()
         to_value_keys = self.param("value_keys", small, (read, rank))
         to_value_values = self.param("value_values", nn.initializers.normal(rank**-0.5), (1, rank))
         # Of `W`, of each kernel in `V`, and of `S`; at zero nothing is updated.
-        step_sizes = self.param("step_sizes", zeros, (steps, KERNELS + 2))
+        step_sizes = self.param("step_sizes", zeros, (steps, KERNELS + 2, asked))
         # Where the state that weighs passages starts, and its steps; after the last read, none.
         weighing = self.param("weighing", zeros, (1, said))
         weighing = jnp.pad(weighing, ((asked - 1, 0), (read - said, 0)))
-        weighing_sizes = self.param("weighing_sizes", zeros, (steps - 1, KERNELS + 1))
+        weighing_sizes = self.param("weighing_sizes", zeros, (steps - 1, KERNELS + 1, asked))
         passages = features.passages * read**-0.5
         keys = centre(passages, present) @ to_keys
         # Not by a product of matrices, whose rounding differs from row to row of a batch.
-        worth = 1 + jnp.sum(passages[..., -said:] * to_values.T[None], axis=-1, keepdims=True)
+        worth = 1 + jnp.sum(passages * to_values.T[None], axis=-1, keepdims=True)
         values = jnp.pad(worth, ((0, 0), (0, 0), (asked - 1, 0)))
         values = jnp.concatenate([values, worth @ to_value_values], axis=-1)
         count = present.shape[1]
@@ -119,8 +129,11 @@ class Updater(nn.Module):
         weigher = InterfaceState(
             jnp.broadcast_to(weighing, state.bias.shape), *map(jnp.zeros_like, state[1:])
         )
+        weighing_sizes = jnp.pad(weighing_sizes, ((0, 1), (0, 1), (0, 0)))
+        # The constant as it is, and all else as large as it together.
+        question = features.question.at[:, :-1].multiply(asked**-0.5)
         for step_size, weighing_size in zip(
-            step_sizes, jnp.pad(weighing_sizes, ((0, 1), (0, 1))), strict=True
+            *(_sizes_for(question, sizes) for sizes in (step_sizes, weighing_sizes)), strict=True
         ):
             scores = passage_scores(features, weigher)
             shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
@@ -143,10 +156,39 @@ class Updater(nn.Module):
         )
 
 
+def without_states(config: InterfaceConfig, parameters: Any) -> Any:
+    """An updater's parameters with zeros for what hidden states of questions and passages say.
+
+    Values then go by traits and words, and sizes of steps are the same for all questions; weights
+    of passages start from traits and words as it is.
+
+    Args:
+        config: sizes of the interface.
+        parameters: of `Updater`.
+    """
+    read, asked = config.passage_features, config.question_features
+    is_said = jnp.arange(read) >= read - config.word_features
+    is_constant = jnp.arange(asked) == asked - 1
+    sizes = {
+        name: jnp.where(is_constant[None, None], parameters[name], 0)
+        for name in ("step_sizes", "weighing_sizes")
+    }
+    values = jnp.where(is_said[:, None], parameters["values"], 0)
+    return {**parameters, **sizes, "values": values}
+
+
+def _sizes_for(
+    question: Float[Array, "batch asked"], sizes: Float[Array, "steps parts asked"]
+) -> Float[Array, "steps batch parts"]:
+    """Sizes of steps for each question."""
+    # As for the worth of passages, not by a product of matrices.
+    return jnp.sum(sizes[:, None] * question[None, :, None], axis=-1)
+
+
 def _take_step(
     state: InterfaceState,
     change: Float[Array, "batch d_c d_z"],
-    step_sizes: Float[Array, " parts"],
+    step_sizes: Float[Array, "batch parts"],
 ) -> InterfaceState:
     """The state after a step along a change.
 
@@ -156,11 +198,12 @@ def _take_step(
         step_sizes: of `W`, of each kernel in `V`, and of `S`.
     """
     (batch, asked, read), rank = state.bias.shape, state.value.shape[2]
-    own = change[:, :asked, None, read:-rank] * step_sizes[None, None, 1:-1, None]
+    sizes = step_sizes[:, :, None, None]
+    own = change[:, :asked, None, read:-rank] * step_sizes[:, None, 1:-1, None]
     return InterfaceState(
-        state.bias + step_sizes[0] * change[:, :asked, :read],
+        state.bias + sizes[:, 0] * change[:, :asked, :read],
         state.words + own.reshape(batch, asked, -1),
-        state.value + step_sizes[-1] * change[:, asked:, -rank:],
+        state.value + sizes[:, -1] * change[:, asked:, -rank:],
     )
 
 

@@ -20,7 +20,7 @@ SPANS = 2
 # what ties the second of two facts to the first is a name that the question leaves to be found. The
 # last are these once more, times the share of the question's words that one has and the other has
 # not: a passage that leads on is completed by another, and where nothing is left to be found, none.
-KERNELS = 3 * SPANS
+WORD_KERNELS = 3 * SPANS
 
 
 class Words(NamedTuple):

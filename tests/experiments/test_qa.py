@@ -103,6 +103,38 @@ def test_methods_that_do_not_fit_are_refused(finished, tmp_path, change, message
         qa.main(dataclasses.replace(finished, out=tmp_path / "run", use=use))
 
 
+@pytest.mark.parametrize("left_out", [False, True])
+def test_states_are_hidden_where_an_updater_is_asked_to_or_was_not_trained(
+    finished, backbone, tmp_path, monkeypatch, left_out
+):
+    seen = []
+    answer = qa_run.answer_questions
+
+    def spy(subject, methods, *rest):
+        seen.append(methods["updater"])
+        return answer(subject, methods, *rest)
+
+    monkeypatch.setattr(qa_run, "answer_questions", spy)
+    use = dataclasses.replace(USE, methods=("frozen", "shared", "updater"))
+    if left_out:
+        config = qa_grid.Config(
+            tmp_path / "grid", backbones=(backbone,), retrievers=("bm25",), bootstrap=50,
+            questions=QUESTIONS, use=use,
+        )  # fmt: skip
+        qa_grid.main(config)
+        plain, hidden = seen[:2], seen[2:]
+    else:
+        use = dataclasses.replace(use, trained=finished.out / "methods" / "bm25")
+        for name, hide in (("plain", False), ("hidden", True)):
+            used = dataclasses.replace(use, hide_states=hide)
+            qa.main(dataclasses.replace(finished, out=tmp_path / name, use=used))
+        plain, hidden = seen[:2], seen[2:]
+    assert len(plain) == len(hidden) == 2
+    for stored in plain + hidden:
+        of_states = stored.parameters["updater"]["step_sizes"][..., :-1]
+        assert bool(jnp.any(of_states != 0)) == any(stored is each for each in plain)
+
+
 def test_another_backbone_of_the_same_name_is_refused(finished, tmp_path):
     # The path is the same in the settings, the weights are not.
     folder = tmp_path / "tiny"

@@ -21,10 +21,10 @@ from icorag_jax.rag import frozen
 from icorag_jax.rag.batches import Batch, BatchConfig, make_batch
 from icorag_jax.rag.context import Context
 from icorag_jax.rag.frozen import Reading
-from icorag_jax.rag.interface import InterfaceConfig, InterfaceState
+from icorag_jax.rag.interface import KERNELS, InterfaceConfig, InterfaceState
 from icorag_jax.rag.method import Kind, MethodConfig, init_method, predict_edit
+from icorag_jax.rag.traits import TRAITS
 from icorag_jax.rag.updater import UpdaterConfig
-from icorag_jax.rag.words import KERNELS
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
 KINDS: tuple[Kind, ...] = ("shared", "updater", "blind", "feedback")
@@ -142,7 +142,8 @@ def random_context(seed: int = 0, batch: int = 3, passages: int = 3) -> Context:
     owner = np.sort(rng.integers(-1, passages, (batch, evidence)), axis=1)
     owner[:, -passages:] = np.arange(passages)  # each has a row
     owner = np.where(np.take_along_axis(present, np.maximum(owner, 0), axis=1), owner, -1)
-    traits = rng.normal(size=(batch, passages, 2)) * present[..., None]
+    traits = rng.normal(size=(batch, passages, TRAITS)) * present[..., None]
+    traits[..., -1] = present & (rng.uniform(size=present.shape) < 0.8)  # whether there is a number
     lengths = rng.integers(1, rows + 1, (batch, 1))
     return Context(
         evidence_tokens=jnp.asarray(rng.integers(0, 6, (batch, evidence)), jnp.int32),

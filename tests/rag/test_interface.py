@@ -12,8 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import DECODER, INTERFACE, LAYER
 
-from icorag_jax.rag.interface import Interface, InterfaceConfig, bias_scores, passage_scores
-from icorag_jax.rag.words import KERNELS, SPANS
+from icorag_jax.rag.interface import (
+    KERNELS,
+    Interface,
+    InterfaceConfig,
+    bias_scores,
+    passage_scores,
+)
+from icorag_jax.rag.words import SPANS
 
 LAYERS = DECODER.num_hidden_layers - LAYER
 MODULE = Interface(INTERFACE, DECODER)
@@ -100,7 +106,16 @@ def shared_words(context, axes, b):
     means = np.where(pairs, found, 0).sum(axis=-1) / np.maximum(pairs.sum(axis=-1), 1)
     found = np.where(pairs, found - means[..., None], 0)
     variance = (found**2).sum(axis=(1, 2)) / max(pairs.sum(), 1)
-    return np.concatenate([found / np.sqrt(variance + 1e-4)[:, None, None], completes])
+    found = found / np.sqrt(variance + 1e-4)[:, None, None]
+    return np.concatenate([found, completes, [np.where(pairs, larger_number(context, axes, b), 0)]])
+
+
+def larger_number(context, axes, b):
+    """`[passages, axes]`: the sign of the difference of numbers, where both have one."""
+    (own, has), (other, other_has) = (
+        np.asarray(each.traits[b, :, 2:], np.float64).T for each in (context, axes)
+    )
+    return np.sign(own[:, None] - other) * has[:, None] * other_has
 
 
 def covered_by(question, text, span, but=None):

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small
 from small import DECODER
@@ -13,7 +14,8 @@ from small import DECODER
 from icorag_jax.rag import frozen, learning
 from icorag_jax.rag.interface import InterfaceConfig
 from icorag_jax.rag.learning import LearningConfig, LearningState, learn
-from icorag_jax.rag.method import init_method, predict_change
+from icorag_jax.rag.losses import LossWeights, method_loss
+from icorag_jax.rag.method import hide_states, init_method, predict_change
 from icorag_jax.rag.readings import Pool, take_readings
 from icorag_jax.training_checkpoints import TrainingCheckpoints
 
@@ -139,6 +141,26 @@ def test_a_step_without_a_finite_gradient_changes_nothing():
         jax.tree.leaves(found.parameters), jax.tree.leaves(state.parameters), strict=True
     ):
         assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_in_every_other_step_states_are_hidden_from_the_updater(step):
+    """And so there is no gradient for what goes by them."""
+    state, picked = start()._replace(step=jnp.int32(step)), take_readings(READINGS, np.arange(3))
+    found, losses = learning.learning_step(METHOD, DECODER, CONFIG, FROZEN, state, picked)
+    moments = optax.tree.get(found.optimizer, "mu")
+    hidden = hide_states(METHOD, state.parameters)
+    shown = state.parameters if step == 2 else hidden
+    weights = LossWeights(CONFIG.bias_penalty, CONFIG.selection_weight)
+    _, expected = jax.jit(
+        functools.partial(method_loss, selection_alone=False), static_argnums=(0, 1)
+    )(METHOD, DECODER, weights, FROZEN, shown, picked)
+    assert losses.answers == pytest.approx(float(expected.answers), rel=1e-5)
+    for name in ("values", "step_sizes", "weighing_sizes"):
+        moment = np.asarray(moments["updater"][name])
+        goes_by_states = np.asarray(hidden["updater"][name] == 0)
+        assert moment[~goes_by_states].any()
+        assert moment[goes_by_states].any() == (step == 2)
 
 
 def poison(which):

@@ -11,13 +11,15 @@ from small import DECODER, INTERFACE, KINDS
 
 from icorag_jax.rag import frozen
 from icorag_jax.rag.context import control_context
+from icorag_jax.rag.interface import KERNELS
 from icorag_jax.rag.method import (
     MethodConfig,
     count_parameters,
+    hide_states,
     predict_change,
     predict_state,
 )
-from icorag_jax.rag.words import KERNELS, SPANS
+from icorag_jax.rag.words import SPANS
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 change_of = jax.jit(predict_change, static_argnums=(0, 1))
@@ -129,7 +131,9 @@ class TestControls:
         fed = control_context(context, control, jax.random.key(0))
         for kind in ("shared", "blind", "feedback"):
             small.assert_trees_equal(edit_of(kind, context, fed), edit_of(kind, context))
-        edit, plain = edit_of("updater", context, fed), edit_of("updater", context)
+        # Changes of small parameters are small.
+        drawn = small.drawn("updater", scale=1.0)
+        edit, plain = (edit_of("updater", context, each, drawn) for each in (fed, None))
         assert all(np.isfinite(leaf).all() for leaf in edit)
         assert np.abs(edit.value_up - plain.value_up)[:, 0].max() > 1e-2
         assert np.abs(edit.logit_bias - plain.logit_bias)[:, 0].max() > 1e-2
@@ -155,6 +159,17 @@ class TestControls:
         np.testing.assert_allclose(found, empty.value_up[:, 0], atol=1e-6)
 
 
+def test_states_are_hidden_from_the_updater_alone():
+    for kind in KINDS:
+        drawn = small.drawn(kind)
+        hidden = hide_states(small.method(kind), drawn)
+        small.assert_trees_equal(hidden["interface"], drawn["interface"])
+        assert hidden.keys() == drawn.keys()
+        if kind != "shared":
+            assert np.array_equal(hidden["updater"]["keys"], drawn["updater"]["keys"])
+            assert not np.array_equal(hidden["updater"]["values"], drawn["updater"]["values"])
+
+
 def test_how_many_parameters_there_are():
     """Controls have those of the updater and their learned vectors."""
     counts = {kind: count_parameters(small.fresh(kind)) for kind in KINDS}
@@ -166,9 +181,9 @@ def test_how_many_parameters_there_are():
     words = DECODER.hidden_size * SPANS
     shared = 2 * pool + words + 2 * 4 + 2 * 2 * width * rank + asked * read + rank**2
     assert counts["shared"] == shared
-    frames, steps = rank * (read + 1), 2 * (KERNELS + 2)
-    said = INTERFACE.word_features
-    maps, weighing = read * read + said, said + KERNELS + 1
+    frames, steps = rank * (read + 1), 2 * (KERNELS + 2) * asked
+    maps = read * read + read
+    weighing = INTERFACE.word_features + (KERNELS + 1) * asked
     assert counts["updater"] - shared == maps + frames + steps + weighing
 
 

@@ -10,7 +10,7 @@ from small import BATCH, DECODER, TEMPLATE
 from icorag_jax.data.pieces import tokenize_piece
 from icorag_jax.data.prompts import tokenize_passage
 from icorag_jax.rag.batches import BatchConfig, cloze_rows, make_batch
-from icorag_jax.rag.context import retriever_traits
+from icorag_jax.rag.traits import first_number, passage_traits
 
 
 def make(questions=None, answers=True, template=TEMPLATE, decoder=DECODER, **changes):
@@ -65,13 +65,23 @@ def test_rows_are_the_pieces_one_after_another(answers):
         assert np.flatnonzero(batch.is_answer[row]).tolist() == expected
 
 
-def test_passages_that_there_are_and_what_the_retriever_says_of_them():
-    batch = make()
+def test_passages_that_there_are_and_what_is_said_of_them():
+    """Numbers are those of their texts."""
+    questions = list(small.questions())
+    stated = [
+        dataclasses.replace(passage, text=f"{passage.text} {text}")
+        for passage, text in zip(questions[0].passages, ("1834", "none", "12"), strict=True)
+    ]
+    questions[0] = dataclasses.replace(questions[0], passages=tuple(stated))
+    batch = make(questions)
     assert batch.present.sum(axis=1).tolist() == [3, 3, 1, 0]
-    scores = np.zeros((4, 3))
-    for row, asked in enumerate(small.questions()):
+    scores, numbers = np.zeros((4, 3)), np.full((4, 3), np.nan)
+    for row, asked in enumerate(questions):
         scores[row, : len(asked.scores[:3])] = asked.scores[:3]
-    np.testing.assert_array_equal(batch.traits, retriever_traits(scores, batch.present))
+        texts = [passage.text for passage in asked.passages[:3]]
+        numbers[row, : len(texts)] = list(map(first_number, texts))
+    assert np.isfinite(numbers[0]).sum() >= 2
+    np.testing.assert_array_equal(batch.traits, passage_traits(scores, numbers, batch.present))
 
 
 def test_passages_with_an_answer_are_marked_for_training_alone():

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import INTERFACE
 
-from icorag_jax.rag.interface import Features, InterfaceState, passage_scores
-from icorag_jax.rag.updater import Updater, UpdaterConfig, read_step
-from icorag_jax.rag.words import KERNELS
+from icorag_jax.rag.interface import KERNELS, Features, InterfaceState, passage_scores
+from icorag_jax.rag.updater import Updater, UpdaterConfig, read_step, without_states
 from icorag_jax.theory.constructions import direct_layers
 from icorag_jax.theory.episodes import Episode
 from icorag_jax.theory.objective import Block, block_mask, gradient, gradient_descent, payloads
@@ -98,14 +97,15 @@ class TestReadStep:
 def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     """The whole module, on features that are linear, with the construction's weights.
 
-    Passage j has the features `[0; x_j; y_j; trait; 1]`: those after the zeros are what values go
-    by, and they are a token of the direct construction. The updater's key and value maps are that
-    construction's key `[I, 0]` and value `[-w, 1]`, with `w` the row of the interface's state that
-    the question's constant reads, as the updater's payloads are along it. The interface and the
-    updater divide by the square root of the number of features, so the maps make up for it, and
-    keys are less their mean, so the episode's features are. The retriever's confidence comes in by
-    a trait. Then the interface's new state is that of a step of gradient descent from its old one,
-    on the objective of all of its forms at once.
+    Passage j has the features `[0; x_j; y_j; trait; 1]`, those after the zeros as many as traits
+    and words have, and they are a token of the direct construction. The updater's key and value
+    maps are that construction's key `[I, 0]` and value `[-w, 1]`, with `w` the row of the
+    interface's state that the question's constant reads, as the updater's payloads are along it.
+    How far to go is linear in the question's features, half of it by one of them. The interface
+    and the updater divide by the square root of the number of features, so the maps make up for
+    it, and keys are less their mean, so the episode's features are. The retriever's confidence
+    comes in by a trait. Then the interface's new state is that of a step of gradient descent from
+    its old one, on the objective of all of its forms at once.
     """
     rng, passages, rank, config = np.random.default_rng(0), 4, 3, INTERFACE
     asked, read, axes = config.question_features, config.passage_features, KERNELS * passages
@@ -124,10 +124,10 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     (layer,) = direct_layers(jnp.asarray(start_x[-1:], jnp.float32), jnp.ones(1))
     value = np.asarray(layer.value[0])  # [-w, 1]
 
-    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.6, 0.25, 0.4])
-    keys, values = np.zeros((read, read)), np.zeros((said, 1))
+    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.6, 0.25, 0.15, 0.4])
+    keys, values = np.zeros((read, read)), np.zeros((read, 1))
     keys[on, on] = size * np.eye(d)
-    values[: d + 1] = size * value.T
+    values[first : first + d + 1] = size * value.T
     values[-1] = -size  # in the place of the 1 that payloads start from
     to_keys, to_values = rng.normal(size=(read, rank)), rng.normal(size=(1, rank))
 
@@ -156,15 +156,17 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     step = moved - whole
     present = np.arange(passages + 2) < passages
     question = np.zeros(asked)
-    question[-1] = 1
+    question[0], question[-1] = np.sqrt(asked), 1
+    step_sizes = np.zeros((1, KERNELS + 2, asked))
+    step_sizes[0, :, 0] = step_sizes[0, :, -1] = rates / 2
     start_bias, weighing = np.zeros((asked, read)), np.zeros((1, config.word_features))
     start_bias[:, on] = start_x
     # The constant of the question asks for the trait of confidence.
     weighing[-1, -2] = size
     parameters = {
         "keys": keys, "values": values, "value_keys": to_keys, "value_values": to_values,
-        "step_sizes": rates[None], "weighing": weighing,
-        "weighing_sizes": np.zeros((0, KERNELS + 1)),
+        "step_sizes": step_sizes, "weighing": weighing,
+        "weighing_sizes": np.zeros((0, KERNELS + 1, asked)),
     }  # fmt: skip
     words = np.zeros((passages + 2, KERNELS * (passages + 2)))
     old = InterfaceState(start_bias, np.zeros((asked, words.shape[1])), start_value)
@@ -221,9 +223,11 @@ def update_in_numpy(features, state, parameters):
     b, c, size = b[there], c[there], np.sqrt(b.shape[1])
     keys = (b - b.mean(axis=0)) / size @ p["keys"]
     values = np.zeros((len(there), a.shape[0]))
-    values[:, -1] = 1 + b[:, -INTERFACE.word_features :] / size @ p["values"][:, 0]
+    values[:, -1] = 1 + b / size @ p["values"][:, 0]
     others = np.zeros_like(words)
-    for rates, own_rates in zip(p["step_sizes"], [*p["weighing_sizes"], None], strict=True):
+    question = np.concatenate([a[:-1] / np.sqrt(len(a)), a[-1:]])
+    step_sizes, own_sizes = p["step_sizes"] @ question, [*(p["weighing_sizes"] @ question), None]
+    for rates, own_rates in zip(step_sizes, own_sizes, strict=True):
         scores = b @ weigher.T @ a / size + c @ others.T @ a
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
@@ -257,21 +261,21 @@ def test_the_bias_of_a_passage_gains_what_passages_say_of_each_other():
     one, drawn = Updater(UpdaterConfig(1), INTERFACE), PARAMETERS
     parameters = {
         **drawn, "keys": jnp.eye(len(drawn["keys"])),
-        "step_sizes": drawn["step_sizes"][:1], "weighing_sizes": jnp.zeros((0, KERNELS + 1)),
+        "step_sizes": drawn["step_sizes"][:1], "weighing_sizes": drawn["weighing_sizes"][:0],
         "weighing": jnp.zeros_like(drawn["weighing"]),
     }  # fmt: skip
     new = jax.jit(one.apply)({"params": parameters}, features, state)
     gained = passage_scores(features, new) - passage_scores(features, state)
-    rates = np.asarray(parameters["step_sizes"][0], np.float64)
-    b, c = (np.asarray(leaf, np.float64) for leaf in features[1:3])
+    a, b, c = (np.asarray(leaf, np.float64) for leaf in features[:3])
     size = b.shape[-1]
     for row in range(3):
+        question = np.concatenate([a[row, :-1] / np.sqrt(a.shape[1]), a[row, -1:]])
+        rates = np.asarray(parameters["step_sizes"][0], np.float64) @ question
         there = np.flatnonzero(features.present[row])
         centred = b[row] - b[row, there].mean(axis=0)
         expected = np.zeros(3)
         for i in there:
-            said = b[row, i, -INTERFACE.word_features :]
-            worth = 1 + said / np.sqrt(size) @ np.asarray(parameters["values"], np.float64)
+            worth = 1 + b[row, i] / np.sqrt(size) @ np.asarray(parameters["values"], np.float64)
             shared = c[row].reshape(3, KERNELS, 3)[there, :, i] @ rates[1:-1]
             resembles = rates[0] * (b[row, there] @ centred[i]) / size
             expected[there] += worth / len(there) * (resembles + shared)
@@ -299,14 +303,56 @@ def test_no_passage_and_one_passage():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes(PARAMETERS)))
 
 
-def test_what_passages_are_worth_does_not_go_by_the_question():
-    """A question's own features are in no step to the coordinates of passages."""
+def test_what_a_step_adds_to_passages_is_along_the_question_s_constant():
+    """The question says how far the steps go, and their direction not."""
     features, state = random_features(), small.random_state()
     other = features._replace(question=features.question.at[:, :-1].add(1.0))
     one, two = (update(each, state) for each in (features, other))
-    np.testing.assert_allclose(one.words, two.words, atol=1e-5)
     np.testing.assert_array_equal(one.words[:, :-1], state.words[:, :-1])
-    assert np.abs(one.words[:, -1] - state.words[:, -1]).max() > 0.01
+    np.testing.assert_array_equal(two.words[:, :-1], state.words[:, :-1])
+    assert np.abs(one.words[:, -1] - two.words[:, -1]).max() > 0.01
+
+
+class TestHiddenStates:
+    hidden = without_states(INTERFACE, PARAMETERS)
+
+    def test_updates_go_by_no_state_of_the_question(self):
+        features, state = random_features(), small.random_state()
+        other = features._replace(question=features.question.at[:, :-1].add(1.0))
+        # Weights would, by what steps have added to the states that weigh passages.
+        one, two = (
+            update(
+                each,
+                state,
+                {**self.hidden, "weighing_sizes": jnp.zeros_like(PARAMETERS["weighing_sizes"])},
+            )
+            for each in (features, other)
+        )
+        small.assert_trees_equal(one, two)
+        assert np.abs(one.words - state.words).max() > 0.01
+
+    def test_no_passage_is_worth_more_for_its_states(self):
+        features, state = random_features(), small.random_state()
+        of_states = INTERFACE.passage_features - INTERFACE.word_features
+        other = features._replace(passages=features.passages.at[..., :of_states].add(1.0))
+        single = Updater(UpdaterConfig(1), INTERFACE)
+        parameters = {
+            **self.hidden, "step_sizes": self.hidden["step_sizes"][:1],
+            "weighing_sizes": self.hidden["weighing_sizes"][:0],
+        }  # fmt: skip
+        one, two = (single.apply({"params": parameters}, each, state) for each in (features, other))
+        np.testing.assert_array_equal(one.words, two.words)
+        assert np.abs(one.words - state.words).max() > 0.01
+
+    def test_what_is_said_of_passages_and_the_question_s_constant_stay(self):
+        for name in PARAMETERS:
+            kept = np.asarray(self.hidden[name] == PARAMETERS[name])
+            expected = np.ones_like(kept)
+            if name in ("step_sizes", "weighing_sizes"):
+                expected[..., :-1] = False
+            if name == "values":
+                expected[: -INTERFACE.word_features] = False
+            np.testing.assert_array_equal(kept, expected)
 
 
 def test_wrong_settings():
