@@ -123,10 +123,7 @@ def hide_states(config: MethodConfig, parameters: Any) -> Any:
     """
     if config.kind == "shared":
         return parameters
-    return {
-        **parameters,
-        "updater": without_states(config.interface, parameters["updater"]),
-    }
+    return {**parameters, "updater": without_states(config.interface, parameters["updater"])}
 
 
 def predict_edit(

@@ -26,9 +26,10 @@ words that two passages share beyond what others do, whether one completes what 
 the question, and which one's number is larger: a passage counts for more because it resembles,
 completes, contradicts or exceeds another one, which no shared interface can know of.
 
-What is learned of states of questions and passages does not carry over to other tasks, and may be
-set to zero there (`without_states`). What is left goes by traits and words, which say the same in
-any task, and has to stand by itself: in every other step of learning there is nothing else.
+What is learned of states of questions and passages helps on some tasks that were not trained on,
+and harms on others (`docs/method.md`); it may be set to zero there (`without_states`). What is left
+goes by traits and words, which say the same in any task, and has to stand by itself: in every other
+step of learning there is nothing else.
 """
 
 import dataclasses
@@ -132,9 +133,8 @@ class Updater(nn.Module):
         weighing_sizes = jnp.pad(weighing_sizes, ((0, 1), (0, 1), (0, 0)))
         # The constant as it is, and all else as large as it together.
         question = features.question.at[:, :-1].multiply(asked**-0.5)
-        for step_size, weighing_size in zip(
-            *(_sizes_for(question, sizes) for sizes in (step_sizes, weighing_sizes)), strict=True
-        ):
+        sizes = [_sizes_for(question, each) for each in (step_sizes, weighing_sizes)]
+        for step_size, weighing_size in zip(*sizes, strict=True):
             scores = passage_scores(features, weigher)
             shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
             weights = jnp.where(present, jax.nn.softmax(shown, axis=-1), 0)

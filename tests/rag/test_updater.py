@@ -319,15 +319,7 @@ class TestHiddenStates:
     def test_updates_go_by_no_state_of_the_question(self):
         features, state = random_features(), small.random_state()
         other = features._replace(question=features.question.at[:, :-1].add(1.0))
-        # Weights would, by what steps have added to the states that weigh passages.
-        one, two = (
-            update(
-                each,
-                state,
-                {**self.hidden, "weighing_sizes": jnp.zeros_like(PARAMETERS["weighing_sizes"])},
-            )
-            for each in (features, other)
-        )
+        one, two = (update(each, state, self.hidden) for each in (features, other))
         small.assert_trees_equal(one, two)
         assert np.abs(one.words - state.words).max() > 0.01
 
