@@ -16,16 +16,18 @@ from jaxtyping import Array, Bool, Float
 # a passage's number likewise, over those that state one; whether it does.
 TRAITS = 4
 _NUMBER, _HAS_NUMBER = 2, 3
+# Squares of larger ones, and sums of these, may be too large for a float.
+_LARGEST = 1e100
 _DIGITS = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?")
 
 
 def first_number(text: str) -> float:
-    """The first number that stands in a text in digits, NaN where there is none."""
+    """The first number that stands in a text in digits, NaN without one up to 1e100."""
     found = _DIGITS.search(text)
     if found is None:
         return math.nan
     number = float(found.group().replace(",", ""))
-    return number if math.isfinite(number) else math.nan
+    return number if number <= _LARGEST else math.nan
 
 
 def passage_traits(

@@ -50,12 +50,17 @@ class TestFirstNumber:
     def test_reads_thousands_with_and_without_commas(self, number):
         assert first_number(f"about {number}.") == first_number(f"{number:,}, about") == number
 
-    @pytest.mark.parametrize("text", ["", "two of three", "9" * 400, "\u00b2\u00bd"])
+    @pytest.mark.parametrize("text", ["", "two of three", "9" * 101, "9" * 400, "\u00b2\u00bd"])
     def test_is_nan_where_there_is_none(self, text):
         assert math.isnan(first_number(text))
 
 
 class TestPassageTraits:
+    def test_of_the_largest_numbers_are_finite(self):
+        values = np.asarray([[first_number("9" * 100), -1.0, first_number("1" + "0" * 100)]])
+        traits = passage_traits(np.zeros((1, 3)), values, np.ones((1, 3), bool))
+        assert np.isfinite(traits).all() and traits[..., 3].all() and traits[..., 2].any()
+
     @given(SCORES, COUNTS)
     def test_are_standard_scores_and_reciprocal_ranks(self, scores, counts):
         traits = passage_traits(scores, NONE, present_of(counts))
