@@ -41,8 +41,9 @@ class QaMethods:
         question_tokens: of a question, at most.
         answer_tokens: of an answer, at most.
         answered_questions: training questions of each benchmark that the loss of answers is on,
-            the first ones; that of selection is on all. Of these the whole frozen model's
-            evidence is held in memory, 1.5 MB a question of the small backbones.
+            the first ones that have a passage with an answer; that of selection is on all. Of these
+            the whole frozen model's evidence is held in memory, 1.5 MB a question of the small
+            backbones.
         selection_steps: see `icorag_jax.rag.learning.LearningConfig`; none where no passage found
             has an answer.
         selection_batch: likewise.

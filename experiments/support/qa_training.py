@@ -75,10 +75,8 @@ class Training:
         self.subject, self.questions = subject, questions
 
     def answers(self, names: Collection[str]) -> Pool:
-        """The first questions of each of some benchmarks, for the loss of answers."""
-        count = self.subject.settings.answered_questions
-        first = {name: part[:count] for name, part in self.questions.items()}
-        return Pool(self._readings, _among(first, names))
+        """Questions of some benchmarks for the loss of answers."""
+        return Pool(self._readings, _among(self._answerable, names))
 
     def selection(self, names: Collection[str]) -> Pool:
         """All questions of some benchmarks for which there is a loss of selection."""
@@ -98,10 +96,21 @@ class Training:
         }
 
     @functools.cached_property
-    def _readings(self) -> Reading:
+    def _answerable(self) -> Mapping[str, Questions]:
+        """The first questions of each benchmark that have a passage with an answer.
+
+        Where no passage has one, all that a loss of answers teaches is to be less sure. In a
+        benchmark whose answers stand in no passage, such as yes and no, the first of all.
+        """
         count = self.subject.settings.answered_questions
-        some = [asked for part in self.questions.values() for asked in part[:count]]
-        return self._read(read, some)
+        return {
+            name: ([asked for asked in part if any(asked.positive)] or list(part))[:count]
+            for name, part in self.questions.items()
+        }
+
+    @functools.cached_property
+    def _readings(self) -> Reading:
+        return self._read(read, [each for part in self._answerable.values() for each in part])
 
     @functools.cached_property
     def _below(self) -> Reading:

@@ -165,6 +165,21 @@ def test_answers_are_learned_from_the_first_questions_and_selection_from_all(bac
     assert not training.selection(["bridge"]).readings.evidence.keys.size
 
 
+def test_answers_are_learned_where_a_passage_has_one(backbone, tmp_path):
+    questions = dataclasses.replace(QUESTIONS, passages=10)
+    use = dataclasses.replace(USE, evidence_tokens=900)
+    train = load_questions(questions, tmp_path).train
+    assert all(any(asked.positive) for asked in train["single_fact"])
+    nothing = [dataclasses.replace(asked, passages=(), scores=()) for asked in train["bridge"]]
+    # Of single facts the first is passed over; of bridges none is better than another.
+    found = [dataclasses.replace(train["single_fact"][0], passages=(), scores=())]
+    train = {"single_fact": (*found, *train["single_fact"][1:]), "bridge": nothing}
+    subject = Subject(load_backbone(backbone, jnp.float32), use, questions.passages)
+    pool = Training(subject, train).answers(train)
+    expected = subject.batch([*train["single_fact"][1:], *nothing[:2]], answers=True).tokens
+    assert pool.readings.tokens[pool.among].tolist() == expected.tolist()
+
+
 def test_without_passages_to_select_all_steps_are_on_answers(backbone, tmp_path):
     sets = load_questions(QUESTIONS, tmp_path)
     nothing = {
