@@ -39,6 +39,7 @@ PRINTED = {
         r"2 devices, [\d,]+ parameters",
         r"6 training questions, 3 held out",
         r"each batch is split over 2 devices",
+        r"[1-6] of 6 training questions have a passage with an answer",
         r"updater: loss of answers \d+\.\d+ at the end",
         r"updater: exact match 0\.00 of 3 questions",
         r"saved: method\.json, method\.safetensors",
@@ -53,7 +54,7 @@ BACKBONE, METHOD, QUESTIONS = "{folder}/backbone", "{folder}/method", 1
 BACKBONE, OUT = "{folder}/backbone", "{folder}/trained"
 FAMILIES, TRAIN, HELD_OUT = ("single_fact", "bridge", "conflict"), 2, 1
 SIZES = BatchConfig(passages=3, evidence_tokens=200, question_tokens=160, answer_tokens=4)
-INTERFACE = {{"pools": 2, "pool_features": 3, "rank": 2}}
+INTERFACE = {{"bound": 1.5, "pools": 2, "pool_features": 3, "rank": 2}}
 LEARNING = LearningConfig(
     selection_steps=1, selection_batch=4, selection_rate=1e-2,
     steps=3, batch=4, learning_rate=1e-2, weight_decay=0.0, bias_penalty=0.1, selection_weight=0.5,
