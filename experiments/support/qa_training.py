@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -105,9 +104,7 @@ class Training:
         """
         count = self.subject.settings.answered_questions
         return {
-            # No further than that: whether an answer is in a passage takes a search for it.
-            name: [*itertools.islice((asked for asked in part if any(asked.positive)), count)]
-            or part[:count]
+            name: ([asked for asked in part if any(asked.positive)] or list(part))[:count]
             for name, part in self.questions.items()
         }
 

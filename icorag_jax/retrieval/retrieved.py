@@ -1,6 +1,7 @@
 """Questions with the passages that a retriever finds for them: what a reader is given."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ class RetrievedQuestion:
         gold = {(p.title, p.text) for p in self.question.passages if p.is_gold}
         return tuple((p.title, p.text) in gold if gold else None for p in self.passages)
 
-    @property
+    @functools.cached_property
     def positive(self) -> tuple[bool, ...]:
         """Whether an answer is read off each passage found: which a reader is taught to look at.
 
