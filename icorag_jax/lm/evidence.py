@@ -140,7 +140,14 @@ def evidence_lengths(evidence: Evidence) -> Int[Array, "batch"]:
 
 
 def zero_edit(
-    config: DecoderConfig, batch: int, passages: int, rank: int, *, interface_layer: int, dtype: Any
+    config: DecoderConfig,
+    batch: int,
+    passages: int,
+    rank: int,
+    *,
+    rows: int,
+    interface_layer: int,
+    dtype: Any,
 ) -> EvidenceEdit:
     """The edit that changes nothing.
 
@@ -149,6 +156,7 @@ def zero_edit(
         batch: texts.
         passages: passages a text.
         rank: of the edit of values.
+        rows: of the evidence of a text.
         interface_layer: the first layer that is edited.
         dtype: of the edit.
     """
@@ -156,6 +164,7 @@ def zero_edit(
     width = config.num_key_value_heads * config.head_dim
     return EvidenceEdit(
         logit_bias=jnp.zeros((layers, batch, config.num_attention_heads, passages), dtype),
+        token_bias=jnp.zeros((layers, batch, rows), dtype),
         value_down=jnp.zeros((layers, batch, width, rank), dtype),
         value_up=jnp.zeros((layers, batch, rank, width), dtype),
     )
@@ -195,6 +204,7 @@ def check_edit(
         "value_down": (layers, batch, width, rank),
         "value_up": (layers, batch, rank, width),
         "logit_bias": (layers, batch, config.num_attention_heads, edit.logit_bias.shape[-1]),
+        "token_bias": (layers, *evidence.positions.shape),
     }
     for name, shape in expected.items():
         if getattr(edit, name).shape != shape:

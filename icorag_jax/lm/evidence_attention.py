@@ -45,11 +45,13 @@ class EvidenceEdit(NamedTuple):
 
     Attributes:
         logit_bias: added to the attention logits of a passage's rows.
+        token_bias: added to those of single rows of passages, in all heads.
         value_down: `A` of the edited values `v + v A B`, `v` all heads' values of a passage's row.
         value_up: `B` of these.
     """
 
     logit_bias: Float[Array, "layers batch heads passages"]
+    token_bias: Float[Array, "layers batch evidence"]
     value_down: Float[Array, "layers batch width rank"]
     value_up: Float[Array, "layers batch rank width"]
 
@@ -124,6 +126,7 @@ class _Chunk(NamedTuple):
     values: Float[Array, "batch slots kv_heads d"]
     passages: Int[Array, "batch slots"]
     seen: Bool[Array, "batch tokens slots"]
+    start: Int[Array, ""]
 
 
 def _take_chunk(reading: _Reading, start: Int[Array, ""], chunk: int) -> _Chunk:
@@ -139,6 +142,7 @@ def _take_chunk(reading: _Reading, start: Int[Array, ""], chunk: int) -> _Chunk:
         jax.lax.dynamic_slice(evidence.values, at, size)[0],
         passages,
         sees(reading.positions, positions, reading.window),
+        start,
     )
 
 
@@ -151,7 +155,8 @@ def _chunk_logits(
 ) -> Float[Array, "batch kv_heads group tokens slots"]:
     logits = _logits(grouped, part.keys)
     if edit is not None:
-        logits += _passage_bias(edit.logit_bias, part.passages, part.keys.shape[2])
+        bias = evidence_bias(edit, part.passages, part.start)
+        logits += bias.reshape(*logits.shape[:3], 1, -1)
     return jnp.where(part.seen[:, None, None], logits, _MASKED)
 
 
@@ -233,13 +238,20 @@ def _logits(
     return logits / jnp.sqrt(jnp.float32(keys.shape[-1]))
 
 
-def _passage_bias(
-    bias: Float[Array, "batch heads passages"], passages: Int[Array, "batch slots"], kv_heads: int
-) -> Float[Array, "batch kv_heads group 1 slots"]:
-    """The bias of every row, 0 where it belongs to no passage."""
-    rows = jnp.take_along_axis(bias, jnp.maximum(passages, 0)[:, None, :], axis=2)
-    rows = jnp.where(passages[:, None, :] >= 0, rows, 0.0).astype(jnp.float32)
-    return rows.reshape(bias.shape[0], kv_heads, -1, 1, passages.shape[1])
+def evidence_bias(
+    edit: EvidenceEdit, passages: Int[Array, "batch slots"], start: Int[Array, ""] | int = 0
+) -> Float[Array, "batch heads slots"]:
+    """What an edit adds to the logits of rows, 0 where one belongs to no passage; float32.
+
+    Args:
+        edit: of a layer: the axis `layers` is gone from all its arrays.
+        passages: which passage a row belongs to.
+        start: the first of the rows.
+    """
+    bias = jnp.take_along_axis(edit.logit_bias, jnp.maximum(passages, 0)[:, None, :], axis=2)
+    own = jax.lax.dynamic_slice_in_dim(edit.token_bias, start, passages.shape[1], axis=1)
+    bias = bias.astype(jnp.float32) + own[:, None].astype(jnp.float32)
+    return jnp.where(passages[:, None, :] >= 0, bias, 0)
 
 
 def _sums(

@@ -44,6 +44,7 @@ _FIELDS = {
     "values": _ROWS,
     "used": (),
     "logit_bias": (None, DATA, TENSOR),
+    "token_bias": (None, DATA),
     "value_down": (None, DATA),
     "value_up": (None, DATA),
 }

@@ -59,6 +59,7 @@ class Batch(NamedTuple):
         present: whether there is a passage.
         is_positive: whether an answer is read off a passage (`RetrievedQuestion.positive`); for
             training, nowhere without answers.
+        states_answer: whether an evidence row is of an answer's words in such a passage.
     """
 
     evidence_tokens: Int[np.ndarray, "batch evidence"]
@@ -71,6 +72,7 @@ class Batch(NamedTuple):
     traits: Float[np.ndarray, "batch passages traits"]
     present: Bool[np.ndarray, "batch passages"]
     is_positive: Bool[np.ndarray, "batch passages"]
+    states_answer: Bool[np.ndarray, "batch evidence"]
 
 
 def make_batch(
@@ -122,6 +124,7 @@ def make_batch(
         traits=np.zeros((count, config.passages, TRAITS), np.float32),
         present=np.zeros((count, config.passages), bool),
         is_positive=np.zeros((count, config.passages), bool),
+        states_answer=np.zeros((count, config.evidence_tokens), bool),
     )
     scores = np.zeros((count, config.passages))
     numbers = np.full((count, config.passages), np.nan)
@@ -141,6 +144,8 @@ def make_batch(
         tokens = [first]
         if answers:
             batch.is_positive[row, :shown] = asked.positive[:shown]
+            for answer in asked.question.answers:
+                _mark_answer(batch, row, prompt, _words(tokenizer, answer))
             tokens.append(_answer(config, decoder, tokenizer, asked.question.answers[0]))
         filled = np.concatenate(tokens)
         batch.tokens[row, : len(filled)] = filled
@@ -213,5 +218,20 @@ def _answer(
     config: BatchConfig, decoder: DecoderConfig, tokenizer: PromptTokenizer, answer: str
 ) -> Int[np.ndarray, " tokens"]:
     """The tokens of an answer and of its end; a long answer is cut, and then has no end."""
-    found = tokenizer.plain.encode(f" {answer}", add_special_tokens=False).ids
+    found = _words(tokenizer, answer)
     return np.asarray([*found, *decoder.eos_token_ids[:1]][: config.answer_tokens], np.int32)
+
+
+def _words(tokenizer: PromptTokenizer, answer: str) -> list[int]:
+    """The tokens of an answer that stands after other words."""
+    return tokenizer.plain.encode(f" {answer}", add_special_tokens=False).ids
+
+
+def _mark_answer(batch: Batch, row: int, prompt: Prompt, words: Sequence[int]) -> None:
+    """Marks where an answer stands in the positive passages of a row."""
+    for positive, (start, stop) in zip(batch.is_positive[row], prompt.passage_spans, strict=False):
+        if positive and 0 < len(words) <= stop - start:
+            passage = batch.evidence_tokens[row, start:stop]
+            windows = np.lib.stride_tricks.sliding_window_view(passage, len(words))
+            for first in start + np.flatnonzero((windows == words).all(axis=1)):
+                batch.states_answer[row, first : first + len(words)] = True

@@ -39,6 +39,7 @@ class Reading(NamedTuple):
         positions: -1 at padding.
         is_answer: rows of the answer.
         is_positive: see `icorag_jax.rag.batches.Batch`.
+        states_answer: likewise.
     """
 
     context: Context
@@ -47,6 +48,7 @@ class Reading(NamedTuple):
     positions: Int[Array, "batch tokens"]
     is_answer: Bool[Array, "batch tokens"]
     is_positive: Bool[Array, "batch passages"]
+    states_answer: Bool[Array, "batch evidence"]
 
 
 def upper_decoder(
@@ -123,6 +125,7 @@ def read_rows(
         positions=positions,
         is_answer=jnp.asarray(batch.is_answer),
         is_positive=jnp.asarray(batch.is_positive),
+        states_answer=jnp.asarray(batch.states_answer),
     )
     return reading, cache
 

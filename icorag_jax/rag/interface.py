@@ -1,26 +1,29 @@
 """The evidence-use interface: how question and answer rows of a frozen model see passages.
 
 In the layers from `InterfaceConfig.layer` on, these rows see passage j through the two forms of the
-linearized objective (`icorag_jax.theory.objective`), both linear in the state `(W, V, S)` up to the
-bound on scores:
+linearized objective (`icorag_jax.theory.objective`), both linear in the state `(W, V, T, S)` up to
+the bound on scores:
 
-    dot-product   scores         s_j = a^T (W b_j / sqrt(|b|) + V c_j)
-                  logit bias     tau[layer, head] * bounded(s)_j
+    dot-product   scores         s_j = a^T (W b_j / sqrt(|b|) + V c_j)    of passage j
+                                 s_t = a^T T d_t                          of its token t
+                  logit bias     tau[layer, head] bounded(s)_j + mean(tau[layer]) bounded(s)_t / 2
     projection    edited values  v <- v + v R[layer] S U[layer]
 
-Bounding takes off what a question's passages have in common, leaves small scores as they are, and
-keeps large ones below `InterfaceConfig.bound` (`icorag_jax.rag.deviations`).
+Bounding takes off what a question's passages, or all their tokens, have in common, leaves small
+scores as they are, and keeps large ones below `InterfaceConfig.bound`
+(`icorag_jax.rag.deviations`).
 
 `a` are features of the question and `b_j` of passage j: hidden states of the frozen model, pooled
 by learned weights and projected, and what the retriever, its number (`icorag_jax.rag.traits`) and
 the words that it shares with the question say of it. `c_j` is what it has to do with each other
-passage: words that both have, all of them and those that the question does not have
-(`icorag_jax.rag.words`), and which one's number is larger. `V` is the part of the state on vectors
-of words, which are many more than passages, in terms of the passages' own vectors. With the state
-at zero the model is the frozen model, bit for bit.
+passage, words that both have and which one's number is larger, and `d_t` how heavy token t is in
+each passage but its own (`icorag_jax.rag.kernels`). `V` and `T` are the part of the state on
+vectors of words, which are many more than passages, in terms of the passages' own vectors. With the
+state at zero the model is the frozen model, bit for bit.
 
 Axes: as in `icorag_jax.rag.context`; `question` and `passage` features of either, `axes` passages
-by kernels, `rank` of the edit of values, `layers` those from the interface's first on.
+by kernels, `token_axes` passages by kernels of tokens, `rank` of the edit of values, `layers` those
+from the interface's first on.
 """
 
 import dataclasses
@@ -28,33 +31,21 @@ import math
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag.context import Context
-from icorag_jax.rag.deviations import apart, bounded, contrast, standardize
-from icorag_jax.rag.traits import TRAITS, order
-from icorag_jax.rag.words import (
-    SPANS,
-    WORD_KERNELS,
-    Words,
-    completion,
-    coverage,
-    has_words,
-    similarity,
-    similarity_within,
-    weigh_words,
-    without,
-)
+from icorag_jax.rag.deviations import bounded, standardize
+from icorag_jax.rag.kernels import compare_passages, compare_tokens
+from icorag_jax.rag.pooling import Pool, normalize
+from icorag_jax.rag.traits import TRAITS
+from icorag_jax.rag.words import SPANS, Words, coverage, has_words, similarity, weigh_words
 
-# Of `completion` times a similarity, which is a tenth where a passage completes another one. Not in
-# deviations: where no passage does, it has to stay small.
-COMPLETION_SCALE = 10.0
-# What passages are compared by: words, and the order of their numbers.
-KERNELS = WORD_KERNELS + 1
+# Scores of tokens that select best on their own are twice what attention does best with in all
+# layers at once (`docs/method.md`).
+TOKEN_GAIN = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +57,8 @@ class InterfaceConfig:
         pools: ways to weigh the tokens of a text, each with features of its own.
         pool_features: features of a pool.
         rank: of the edit of values.
-        bound: what the root mean square of a question's scores of passages stays below, see
-            `icorag_jax.rag.deviations.bounded`.
+        bound: what the root mean square of a question's scores of passages stays below, and of
+            those of tokens, see `icorag_jax.rag.deviations.bounded`.
     """
 
     layer: int
@@ -101,17 +92,19 @@ class InterfaceConfig:
 
 
 class InterfaceState(NamedTuple):
-    """The state `(W, V, S)` of the interface.
+    """The state `(W, V, T, S)` of the interface.
 
     Attributes:
         bias: `W`.
         words: `V`. Its axes are passages of one question, so that what all questions share has
             zeros here.
+        tokens: `T`, likewise.
         value: `S`.
     """
 
     bias: Float[Array, "batch question passage"]
     words: Float[Array, "batch question axes"]
+    tokens: Float[Array, "batch question token_axes"]
     value: Float[Array, "batch rank rank"]
 
 
@@ -122,49 +115,17 @@ class Features(NamedTuple):
         question: `a`.
         passages: `b`, 0 where there is no passage.
         words: `c`, likewise.
-        present: whether there is one.
+        tokens: `d`, 0 where a row of evidence is of no passage.
+        present: whether there is a passage.
+        passage_of: which passage a row of evidence belongs to, -1 where to none.
     """
 
     question: Float[Array, "batch question"]
     passages: Float[Array, "batch passages passage"]
     words: Float[Array, "batch passages axes"]
+    tokens: Float[Array, "batch evidence token_axes"]
     present: Bool[Array, "batch passages"]
-
-
-class Pool(nn.Module):
-    """Hidden states pooled over the tokens of each text, projected and normalized.
-
-    Attributes:
-        pools: ways to weigh tokens.
-        features: of each.
-    """
-
-    pools: int
-    features: int
-
-    @nn.compact
-    def __call__(
-        self, states: Float[Array, "batch tokens width"], owner: Bool[Array, "batch texts tokens"]
-    ) -> Float[Array, "batch texts pooled"]:
-        """Features `[batch, texts, pools * features]` of root mean square 1, float32.
-
-        Args:
-            states: of tokens.
-            owner: which tokens are of a text; a text without any gets zeros.
-        """
-        width = states.shape[-1]
-        score = self.param("score", nn.initializers.normal(width**-0.5), (width, self.pools))
-        project = self.param(
-            "project",
-            nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=0),
-            (self.pools, width, self.features),
-        )
-        normal = normalize(states.astype(jnp.float32))
-        scores = jnp.where(owner[..., None], (normal @ score)[:, None], jnp.finfo(jnp.float32).min)
-        weights = jnp.where(owner[..., None], jax.nn.softmax(scores, axis=2), 0)
-        pooled = jnp.einsum("bctk,btw->bckw", weights, normal)
-        found = jnp.einsum("bckw,kwf->bckf", pooled, project)
-        return normalize(found.reshape(*found.shape[:2], -1))
+    passage_of: Int[Array, "batch evidence"]
 
 
 class Interface(nn.Module):
@@ -214,38 +175,20 @@ class Interface(nn.Module):
         question = self.question_pool(asked.question_states, is_question)[:, 0]
         pooled = self.passage_pool(read.evidence_states, passage_rows(read))
         words, own = self._passage_words(read), self._question_words(asked)
-        new, has = without(words, own), has_words(own, words)
-        if axes is read:
-            all_words, new_words = similarity_within(words), similarity_within(new)
-            others_have = has
-        else:
-            others = self._passage_words(axes)
-            all_words = similarity(others, words)
-            new_words = similarity(without(others, own), new)
-            others_have = has_words(own, others)
-        # By single tokens: pairs of a question are seldom in a passage.
-        completes = new_words * completion(own, has, others_have)[..., :1]
-        shared = jnp.concatenate([all_words, new_words], axis=-1)
-        shared = jnp.concatenate(
-            [
-                contrast(shared, axes.present, read.present),
-                COMPLETION_SCALE * apart(completes, axes.present, read.present),
-                apart(order(axes.traits, read.traits)[..., None], axes.present, read.present),
-            ],
-            axis=-1,
-        )
-        shared = shared.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
+        others = words if axes is read else self._passage_words(axes)
         asked_for = standardize(similarity(own, words)[:, 0], read.present)
         # From the middle, in quarters; not against the question's other passages.
-        covered = 4 * coverage(own, has) - 2
+        covered = 4 * coverage(own, has_words(own, words)) - 2
         parts = [pooled, read.traits, asked_for, covered, jnp.ones_like(pooled[..., :1])]
         passages = jnp.concatenate(parts, axis=-1)
         there = read.present[..., None]
         return Features(
             jnp.concatenate([question, jnp.ones_like(question[:, :1])], axis=-1),
             jnp.where(there, passages, 0),
-            jnp.where(there, shared, 0),
+            compare_passages(own, words, others, read, axes),
+            compare_tokens(own, others, read),
             read.present,
+            read.passage_of,
         )
 
     def _passage_words(self, context: Context) -> Words:
@@ -264,16 +207,19 @@ class Interface(nn.Module):
         return InterfaceState(
             jnp.broadcast_to(self.bias, (batch, *self.bias.shape)),
             jnp.zeros((batch, self.bias.shape[0], axes), self.bias.dtype),
+            jnp.zeros((batch, self.bias.shape[0], features.tokens.shape[2]), self.bias.dtype),
             jnp.broadcast_to(self.value, (batch, *self.value.shape)),
         )
 
     def edit(self, features: Features, state: InterfaceState) -> EvidenceEdit:
         """How rows of questions and answers see evidence in a state, float32."""
         scores = bias_scores(features, state, self.config.bound)
+        by_token = token_scores(features, state, self.config.bound)
         layers, batch = self.gain.shape[0], scores.shape[0]
         read, write = self.value_read[:, None], self.value_write[:, None]
         return EvidenceEdit(
             logit_bias=self.gain[:, None, :, None] * scores[None, :, None],
+            token_bias=TOKEN_GAIN * self.gain.mean(axis=1)[:, None, None] * by_token[None],
             value_down=jnp.broadcast_to(read, (layers, batch, *read.shape[2:])),
             value_up=jnp.einsum("bij,ljw->lbiw", state.value, write[:, 0]),
         )
@@ -294,13 +240,15 @@ def bias_scores(
     return bounded(passage_scores(features, state), features.present, bound)
 
 
+def token_scores(
+    features: Features, state: InterfaceState, bound: float
+) -> Float[Array, "batch evidence"]:
+    """What biases of single tokens are made of: `a^T T d_t`, bounded; 0 for those of no passage."""
+    scores = jnp.einsum("bq,bqp,bep->be", features.question, state.tokens, features.tokens)
+    return bounded(scores, features.passage_of >= 0, bound)
+
+
 def passage_rows(context: Context) -> Bool[Array, "batch passages evidence"]:
     """Which evidence rows are of a passage."""
     numbers = jnp.arange(context.present.shape[1])
     return context.passage_of[:, None] == numbers[None, :, None]
-
-
-def normalize(states: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
-    """States divided by their root mean square; zeros stay zeros."""
-    mean_square = jnp.mean(jnp.square(states), axis=-1, keepdims=True)
-    return states * jax.lax.rsqrt(mean_square + 1e-6)

@@ -44,7 +44,7 @@ class LearningConfig:
             then falls to 0.
         learning_rate: likewise of the others.
         weight_decay: of AdamW, on what scores of passages are made of; see `make_optimizer`.
-        bias_penalty: weight of the mean square of the logit bias.
+        bias_penalty: weight of the mean squares of biases.
         selection_weight: weight of the loss `selection`.
         seed: of parameters and batches.
         checkpoint_every: steps from one checkpoint to the next.
@@ -213,9 +213,8 @@ def learn(
                     )
                 found = found[finite].mean(axis=0)
                 history[step // config.checkpoint_every] = found
-                progress.set_postfix(
-                    answers=f"{found[0]:.3f}", selection=f"{found[2]:.3f}", exact=f"{found[3]:.3f}"
-                )
+                shown = zip(LearningLosses._fields, found, strict=True)
+                progress.set_postfix({name: f"{loss:.3f}" for name, loss in shown})
                 stored.save(step + 1, (state, jnp.asarray(history)))
                 recent = []
     for index, found in enumerate(history):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.frozen import Reading, token_losses, upper_decoder, upper_states
-from icorag_jax.rag.interface import bias_scores
+from icorag_jax.rag.interface import bias_scores, token_scores
 from icorag_jax.rag.method import MethodConfig, predict_state, state_edit
 
 
@@ -17,8 +17,8 @@ class LossWeights(NamedTuple):
     """How much each loss counts beside that of answers.
 
     Attributes:
-        bias: the mean square of the logit bias.
-        selection: see `selection_losses`.
+        bias: the mean square of biases of passages, and that of biases of tokens.
+        selection: see `selection_losses`; of passages and of tokens alike.
     """
 
     bias: float
@@ -31,8 +31,9 @@ class LearningLosses(NamedTuple):
     Attributes:
         answers: mean cross entropy of answers, a question's tokens summed; 0 where it was not
             computed.
-        penalty: mean square of the logit bias.
+        penalty: mean square of biases of passages, and that of biases of tokens.
         selection: see `selection_losses`; over the questions for which it says something.
+        tokens: likewise, see `token_selection_losses`.
         exact: share of answers whose tokens are all the likeliest, likewise.
         gradient_norm: before clipping.
     """
@@ -40,6 +41,7 @@ class LearningLosses(NamedTuple):
     answers: Float[Array, ""]
     penalty: Float[Array, ""]
     selection: Float[Array, ""]
+    tokens: Float[Array, ""]
     exact: Float[Array, ""]
     gradient_norm: Float[Array, ""]
 
@@ -100,6 +102,24 @@ def selection_losses(
     return jnp.where(says, each.sum(axis=1) / count, 0), says
 
 
+def token_selection_losses(
+    scores: Float[Array, "batch evidence"], reading: Reading
+) -> tuple[Float[Array, "batch"], Bool[Array, "batch"]]:
+    """Cross entropy of an answer's tokens under the softmax over the tokens of positive passages.
+
+    Args:
+        scores: of tokens, `icorag_jax.rag.interface.token_scores`.
+        reading: of questions with answers.
+
+    Returns:
+        As `selection_losses`.
+    """
+    owner = jnp.maximum(reading.context.passage_of, 0)
+    there = jnp.take_along_axis(reading.is_positive, owner, axis=1)
+    there = there & (reading.context.passage_of >= 0)
+    return selection_losses(scores, reading.states_answer, there)
+
+
 def method_loss(
     method: MethodConfig,
     decoder: DecoderConfig,
@@ -123,16 +143,22 @@ def method_loss(
     """
     features, state = predict_state(method, decoder, parameters, reading.context)
     edit = state_edit(method, decoder, parameters, features, state)
-    penalty = jnp.mean(jnp.square(edit.logit_bias))
+    penalty = jnp.mean(jnp.square(edit.logit_bias)) + jnp.mean(jnp.square(edit.token_bias))
     scores = bias_scores(features, state, method.interface.bound)
     each, says = selection_losses(scores, reading.is_positive, reading.context.present)
-    selection = each.sum() / jnp.maximum(says.sum(), 1).astype(each.dtype)
-    zero = jnp.float32(0)
+    selection = _mean(each, says)
+    by_token = token_scores(features, state, method.interface.bound)
+    tokens = _mean(*token_selection_losses(by_token, reading))
+    zero, selected = jnp.float32(0), weights.selection * (selection + tokens)
     if selection_alone:
         # A penalty on biases would but shrink the gains of heads, which nothing else acts on here.
-        return weights.selection * selection, LearningLosses(zero, penalty, selection, zero, zero)
+        return selected, LearningLosses(zero, penalty, selection, tokens, zero, zero)
     upper = upper_decoder(decoder, frozen, method.interface.layer)
     losses, exact = answer_losses(*upper, reading, edit)
-    found = LearningLosses(losses.mean(), penalty, selection, exact.mean(), zero)
-    total = found.answers + weights.bias * penalty + weights.selection * selection
-    return total, found
+    found = LearningLosses(losses.mean(), penalty, selection, tokens, exact.mean(), zero)
+    return found.answers + weights.bias * penalty + selected, found
+
+
+def _mean(losses: Float[Array, "batch"], says: Bool[Array, "batch"]) -> Float[Array, ""]:
+    """The mean of the losses that say something."""
+    return losses.sum() / jnp.maximum(says.sum(), 1).astype(losses.dtype)

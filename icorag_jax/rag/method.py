@@ -167,8 +167,11 @@ def predict_change(
     _, state = predict_state(config, decoder, parameters, context)
     shared = parameters["interface"]
     change = [
-        state.bias - shared["bias"][None], state.words, state.value - shared["value"][None]
-    ]  # fmt: skip
+        state.bias - shared["bias"][None],
+        state.words,
+        state.tokens,
+        state.value - shared["value"][None],
+    ]
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in change], axis=1)
 
 

@@ -2,7 +2,7 @@
 
 With keys `x_j` and values `rho_j` of the passages and their weights `w_j`, a step adds
 
-    dW = eta sum_j w_j rho_j x_j^T        dV = eta' sum_j w_j rho_j e_j^T
+    dW = eta sum_j w_j rho_j x_j^T        dV = eta' sum_j w_j rho_j e_j^T        dT likewise
 
 to the state, which is what a gradient-descent step on the linearized objective adds, with
 `rho_j = C_j^T (y_j - C_j W z_j)` and `x_j = z_j` (`icorag_jax.theory.objective.gradient`); the edit
@@ -11,11 +11,11 @@ of values has a step of its own. It is computed by the very layer that does that
 
 Keys and values are learned linear maps of the interface's features of the passages, less their mean
 over the question's passages for keys: `x_j = K (b_j - mean b)`, `rho_j = (1 + m . b_j) 1`, where 1
-is the question's constant. `e_j` is the passage itself, since `V` is in terms of their vectors of
-words: a step adds to each passage's own coordinate, as gradient descent on functions of a kernel
-does. How far a step goes is for the question to say: `eta = g . a`, and each kernel's `eta'`
-likewise. A question for the smaller of two numbers turns the kernel of their order about, and no
-other one.
+is the question's constant. `e_j` is the passage itself, since `V` and `T` are in terms of their
+vectors of words: a step adds to each passage's own coordinate, as gradient descent on functions of
+a kernel does. How far a step goes is for the question to say: `eta = g . a`, and each kernel's
+`eta'` likewise. A question for the smaller of two numbers turns the kernel of their order about,
+and no other one.
 
 The weights are the softmax of the scores that the passages have in a state of their own, which
 starts from a learned `W` of traits and words alone, and takes the same steps with sizes of its own:
@@ -24,7 +24,8 @@ what has to be read next, the passage that leads on, is not what an answer is re
 The bias of passage j gains `sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
 words that two passages share beyond what others do, whether one completes what the other says of
 the question, and which one's number is larger: a passage counts for more because it resembles,
-completes, contradicts or exceeds another one, which no shared interface can know of.
+completes, contradicts or exceeds another one, which no shared interface can know of. That of token
+t gains `sum_i w_i (1 + m . b_i) eta'' d_ti`, so that what several passages name counts for more.
 
 What is learned of states of questions and passages helps on some tasks that were not trained on,
 and harms on others (`docs/method.md`); it may be set to zero there (`without_states`). What is left
@@ -43,12 +44,12 @@ from jaxtyping import Array, Bool, Float
 
 from icorag_jax.rag.deviations import centre
 from icorag_jax.rag.interface import (
-    KERNELS,
     Features,
     InterfaceConfig,
     InterfaceState,
     passage_scores,
 )
+from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
 from icorag_jax.theory.attention import attend, linear_kernel
 from icorag_jax.theory.constructions import factored_layers
 from icorag_jax.theory.objective import Block
@@ -108,8 +109,8 @@ class Updater(nn.Module):
         small = nn.initializers.lecun_normal()
         to_value_keys = self.param("value_keys", small, (read, rank))
         to_value_values = self.param("value_values", nn.initializers.normal(rank**-0.5), (1, rank))
-        # Of `W`, of each kernel in `V`, and of `S`; at zero nothing is updated.
-        step_sizes = self.param("step_sizes", zeros, (steps, KERNELS + 2, asked))
+        # Of `W`, of each kernel in `V` and `T`, and of `S`; at zero nothing is updated.
+        step_sizes = self.param("step_sizes", zeros, (steps, KERNELS + TOKEN_KERNELS + 2, asked))
         # Where the state that weighs passages starts, and its steps; after the last read, none.
         weighing = self.param("weighing", zeros, (1, said))
         weighing = jnp.pad(weighing, ((asked - 1, 0), (read - said, 0)))
@@ -130,7 +131,7 @@ class Updater(nn.Module):
         weigher = InterfaceState(
             jnp.broadcast_to(weighing, state.bias.shape), *map(jnp.zeros_like, state[1:])
         )
-        weighing_sizes = jnp.pad(weighing_sizes, ((0, 1), (0, 1), (0, 0)))
+        weighing_sizes = jnp.pad(weighing_sizes, ((0, 1), (0, TOKEN_KERNELS + 1), (0, 0)))
         # The constant as it is, and all else as large as it together.
         question = features.question.at[:, :-1].multiply(asked**-0.5)
         sizes = [_sizes_for(question, each) for each in (step_sizes, weighing_sizes)]
@@ -148,7 +149,7 @@ class Updater(nn.Module):
     def _learned(self, features: Features) -> Features:
         """Learned vectors in the place of all that the updater sees."""
         slots = self.param("slots", nn.initializers.normal(1.0), features.passages.shape[1:])
-        return Features(
+        return features._replace(
             question=jnp.ones_like(features.question),
             passages=jnp.broadcast_to(slots, features.passages.shape),
             words=jnp.zeros_like(features.words),
@@ -160,7 +161,8 @@ def without_states(config: InterfaceConfig, parameters: Any) -> Any:
     """An updater's parameters with zeros for what hidden states of questions and passages say.
 
     Values then go by traits and words, and sizes of steps are the same for all questions; weights
-    of passages start from traits and words as it is.
+    of passages start from traits and words as it is. Tokens get no bias: whether an answer is what
+    several passages name, or what a single one does, is for the question to say.
 
     Args:
         config: sizes of the interface.
@@ -173,6 +175,8 @@ def without_states(config: InterfaceConfig, parameters: Any) -> Any:
         name: jnp.where(is_constant[None, None], parameters[name], 0)
         for name in ("step_sizes", "weighing_sizes")
     }
+    of_tokens = slice(KERNELS + 1, KERNELS + 1 + TOKEN_KERNELS)
+    sizes["step_sizes"] = sizes["step_sizes"].at[:, of_tokens].set(0)
     values = jnp.where(is_said[:, None], parameters["values"], 0)
     return {**parameters, **sizes, "values": values}
 
@@ -200,9 +204,11 @@ def _take_step(
     (batch, asked, read), rank = state.bias.shape, state.value.shape[2]
     sizes = step_sizes[:, :, None, None]
     own = change[:, :asked, None, read:-rank] * step_sizes[:, None, 1:-1, None]
+    words, tokens = own[:, :, :KERNELS], own[:, :, KERNELS:]
     return InterfaceState(
         state.bias + sizes[:, 0] * change[:, :asked, :read],
-        state.words + own.reshape(batch, asked, -1),
+        state.words + words.reshape(batch, asked, -1),
+        state.tokens + tokens.reshape(batch, asked, -1),
         state.value + sizes[:, -1] * change[:, asked:, -rank:],
     )
 

@@ -11,7 +11,7 @@ from icorag_jax.lm import rotary
 from icorag_jax.lm.attention import sees
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import DecoderLayer, empty_cache, run_layers
-from icorag_jax.lm.evidence_attention import EvidenceEdit
+from icorag_jax.lm.evidence_attention import EvidenceEdit, evidence_bias
 from icorag_jax.rag.frozen import Reading
 from icorag_jax.rag.interface import passage_rows
 
@@ -87,9 +87,7 @@ def _evidence_attention(
 
     bias = None
     if edit is not None:
-        passages = evidence.passages[:, None, :]
-        bias = jnp.take_along_axis(edit.logit_bias[0], jnp.maximum(passages, 0), axis=2)
-        bias = jnp.where(passages >= 0, bias, 0).astype(jnp.float32)
+        bias = evidence_bias(jax.tree.map(lambda leaf: leaf[0], edit), evidence.passages)
     every = jnp.concatenate(
         [
             logits(evidence.keys[layer], sees(asked_at, evidence.positions, window), bias),

@@ -64,6 +64,21 @@ def similarity(one: Words, other: Words) -> Float[Array, "batch texts others spa
     return jnp.einsum("kbit,kbts,kbjs->bijk", one.weights, same, other.weights)
 
 
+def heaviness(
+    texts: Words, tokens: Int[Array, "batch rows"]
+) -> Float[Array, "batch rows texts spans"]:
+    """How heavy each token is in texts, or the pair that ends with it; 0 where they have none.
+
+    `similarity` is the sum of this over the words of another text, times their weights there.
+
+    Args:
+        texts: the texts.
+        tokens: ids, one after the other.
+    """
+    same = _same(tokens, texts.tokens).astype(texts.weights.dtype)
+    return jnp.einsum("kbts,kbis->btik", same, texts.weights)
+
+
 def similarity_within(words: Words) -> Float[Array, "batch texts texts spans"]:
     """`similarity` of texts with each other, which takes far less."""
     return jnp.einsum("kbit,kbjt->bijk", words.weights, words.weights)

@@ -55,7 +55,9 @@ def spread(config, parameters, mesh):
 
 
 def random_edit(config, batch):
-    like = evidence.zero_edit(config, batch, 2, 3, interface_layer=LAYER, dtype=jnp.float32)
+    like = evidence.zero_edit(
+        config, batch, 2, 3, rows=24, interface_layer=LAYER, dtype=jnp.float32
+    )
     rng = np.random.default_rng(4)
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5, leaf.dtype), like

@@ -42,7 +42,7 @@ def test_layers_run_unrolled_as_well():
         CONFIG, PARAMETERS, models.rows([12, 7, 10], seed=4), [[(2, 5)], [(0, 7)], [(1, 4)]],
         buckets=(16,),
     )  # fmt: skip
-    edit = evidence.zero_edit(CONFIG, 3, 1, 1, interface_layer=1, dtype=jnp.float32)
+    edit = evidence.zero_edit(CONFIG, 3, 1, 1, rows=16, interface_layer=1, dtype=jnp.float32)
     edit = edit._replace(logit_bias=edit.logit_bias.at[0].set(3.0))
     options = {"max_new_tokens": 6, "buckets": (16,), "evidence": kept, "edit": edit}
     stacked, unrolled = (
@@ -140,7 +140,7 @@ def test_an_edit_reaches_every_generated_token():
     """A bias that hides a passage gives what evidence without that passage gives."""
     row, spans = models.rows([14], seed=4), [[(3, 7), (7, 12)]]
     kept = evidence.prefill_evidence(CONFIG, PARAMETERS, row, spans, buckets=(14,))
-    edit = evidence.zero_edit(CONFIG, 1, 2, 1, interface_layer=0, dtype=jnp.float32)
+    edit = evidence.zero_edit(CONFIG, 1, 2, 1, rows=14, interface_layer=0, dtype=jnp.float32)
     hidden = edit._replace(logit_bias=edit.logit_bias.at[..., 1].set(-1e9))
     without = kept._replace(positions=kept.positions.at[0, 7:12].set(-1))
     prompt = PROMPTS[:1]
@@ -196,7 +196,7 @@ def test_evidence_of_other_rows():
     kept = evidence.prefill_evidence(CONFIG, PARAMETERS, [[1, 2]], [[(0, 1)]], buckets=(2,))
     with pytest.raises(ValueError, match="3 prompts, but evidence of 1"):
         generate(evidence=kept)
-    edit = evidence.zero_edit(CONFIG, 3, 2, 1, interface_layer=0, dtype=jnp.float32)
+    edit = evidence.zero_edit(CONFIG, 3, 2, 1, rows=2, interface_layer=0, dtype=jnp.float32)
     with pytest.raises(ValueError, match="there is none"):
         generate(edit=edit)
 

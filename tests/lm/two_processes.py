@@ -34,7 +34,7 @@ def numbers(model, mesh):
 
     logits = run(parameters, batch, cache)
     kept = evidence.prefill_evidence(config, parameters, EVIDENCE, SPANS, buckets=(8,))
-    edit = evidence.zero_edit(config, len(ROWS), 1, 1, interface_layer=1, dtype=jnp.float32)
+    edit = evidence.zero_edit(config, len(ROWS), 1, 1, rows=8, interface_layer=1, dtype=jnp.float32)
     edit = edit._replace(logit_bias=edit.logit_bias + 2)
     if mesh is not None:
         edit = sharding.shard_batch(edit, mesh)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from small import DECODER, INTERFACE, LAYER
 
 from icorag_jax.rag.interface import (
-    KERNELS,
     Interface,
     InterfaceConfig,
     bias_scores,
     passage_scores,
 )
+from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
 from icorag_jax.rag.words import SPANS
 
 LAYERS = DECODER.num_hidden_layers - LAYER
@@ -110,6 +110,22 @@ def shared_words(context, axes, b):
     return np.concatenate([found, completes, [np.where(pairs, larger_number(context, axes, b), 0)]])
 
 
+def shared_tokens(context, axes, b):
+    """`[evidence, spans, axes]`: how heavy a token, or the pairs it is in, are in the others."""
+    tokens, owner = np.asarray(context.evidence_tokens[b]), np.asarray(context.passage_of[b])
+    question = question_vectors(context, b)
+    new = [without_question(text, question) for text in passage_vectors(axes, b)]
+    found = np.zeros((len(tokens), SPANS, 3))
+    for row, (token, of) in enumerate(zip(tokens, owner, strict=True)):
+        pairs = [(tokens[row - 1], token)] * (row > 0)
+        if row + 1 < len(tokens) and owner[row + 1] == of:
+            pairs.append((token, tokens[row + 1]))
+        for other in {0, 1, 2} - {of} if of >= 0 else ():
+            found[row, 0, other] = new[other][0].get((token,), 0)
+            found[row, 1, other] = sum(new[other][1].get(pair, 0) for pair in pairs)
+    return 10 * found
+
+
 def larger_number(context, axes, b):
     """`[passages, axes]`: the sign of the difference of numbers, where both have one."""
     (own, has), (other, other_has) = (
@@ -157,15 +173,21 @@ def test_features_are_those_of_numpy(seed):
             shared = shared_words(context, context, b)[:, c].ravel()
             expected = shared if context.present[b, c] else 0 * shared
             np.testing.assert_allclose(found.words[b, c], expected, atol=1e-4)
+        expected = shared_tokens(context, context, b).reshape(len(owner[b]), -1)
+        np.testing.assert_allclose(found.tokens[b], expected, atol=1e-4)
     np.testing.assert_array_equal(found.present, context.present)
 
 
 @given(st.integers(0, 2**31))
 def test_an_edit_is_that_of_numpy(seed):
-    """`tau bounded(a^T (W b / sqrt(|b|) + V c))` for each head, and `R`, `S U` for each layer."""
+    """`tau bounded(a^T (W b / sqrt(|b|) + V c))` for each head; for each layer
+    `mean(tau) / 2 bounded(a^T T d)`, `R` and `S U`.
+    """
     features, state = features_of(small.random_context(seed)), small.random_state(seed)
     edit = edit_of(features, state)
-    a, b, c, _, w, v, s = (np.asarray(leaf, np.float64) for leaf in (*features, *state))
+    a, b, c, d, _, owner, w, v, t, s = (
+        np.asarray(leaf, np.float64) for leaf in (*features, *state)
+    )
     gain = np.asarray(PARAMETERS["gain"], np.float64)
     read, write = PARAMETERS["value_read"], PARAMETERS["value_write"]
     assert edit.logit_bias.shape == (LAYERS, 3, DECODER.num_attention_heads, 3)
@@ -175,14 +197,24 @@ def test_an_edit_is_that_of_numpy(seed):
             a[n] @ (w[n] @ one / np.sqrt(b.shape[-1]) + v[n] @ other)
             for one, other in zip(b[n], c[n], strict=True)
         ])  # fmt: skip
-        scores -= scores[there].mean()
-        scores /= np.sqrt(1 + (scores[there] ** 2).mean() / INTERFACE.bound**2)
-        expected = gain[..., None] * np.where(there, scores, 0)
+        expected = gain[..., None] * bound(scores, there)
         np.testing.assert_allclose(edit.logit_bias[:, n], expected, atol=1e-4, rtol=1e-4)
         assert not edit.logit_bias[:, n][..., ~there].any()
+        scores = bound(np.asarray([a[n] @ t[n] @ one for one in d[n]]), owner[n] >= 0)
+        np.testing.assert_allclose(
+            edit.token_bias[:, n], gain.mean(axis=1)[:, None] / 2 * scores, atol=1e-4, rtol=1e-4
+        )
         np.testing.assert_array_equal(edit.value_down[:, n], read)
         expected = s[n] @ np.asarray(write, np.float64)
         np.testing.assert_allclose(edit.value_up[:, n], expected, atol=1e-5, rtol=1e-5)
+
+
+def bound(scores, there):
+    if not there.any():
+        return 0 * scores
+    scores = scores - scores[there].mean()
+    scores = scores / np.sqrt(1 + (scores[there] ** 2).mean() / INTERFACE.bound**2)
+    return np.where(there, scores, 0)
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
@@ -236,7 +268,8 @@ def test_passages_that_are_not_there_get_no_bias_whatever_their_features():
 def test_a_state_of_zeros_is_an_edit_of_zeros():
     state = jax.tree.map(jnp.zeros_like, small.random_state())
     edit = edit_of(features_of(small.random_context()), state)
-    assert not edit.logit_bias.any() and not edit.value_up.any() and edit.value_down.any()
+    assert not edit.logit_bias.any() and not edit.token_bias.any()
+    assert not edit.value_up.any() and edit.value_down.any()
 
 
 def test_the_shared_state_is_the_same_for_all():
@@ -246,7 +279,8 @@ def test_the_shared_state_is_the_same_for_all():
         shared = np.asarray(PARAMETERS[name])
         np.testing.assert_array_equal(getattr(state, name), np.stack([shared] * 3))
     assert state.words.shape == (3, INTERFACE.question_features, KERNELS * 3)
-    assert not state.words.any()
+    assert state.tokens.shape == (3, INTERFACE.question_features, TOKEN_KERNELS * 3)
+    assert not state.words.any() and not state.tokens.any()
 
 
 def test_permuted_passages_have_permuted_biases():
@@ -258,11 +292,17 @@ def test_permuted_passages_have_permuted_biases():
         traits=context.traits[:, np.argsort(order)],
         present=context.present[:, np.argsort(order)],
     )
-    axes = state.words.reshape(*state.words.shape[:2], KERNELS, 3)[..., np.argsort(order)]
-    moved = state._replace(words=axes.reshape(state.words.shape))
-    bias = edit_of(features_of(context), state).logit_bias
-    found = edit_of(features_of(permuted), moved).logit_bias
-    np.testing.assert_allclose(found[..., order], bias, atol=1e-5)
+
+    def move(leaf):
+        axes = leaf.reshape(*leaf.shape[:2], -1, 3)[..., np.argsort(order)]
+        return axes.reshape(leaf.shape)
+
+    moved = state._replace(words=move(state.words), tokens=move(state.tokens))
+    edit, found = edit_of(features_of(context), state), edit_of(features_of(permuted), moved)
+    np.testing.assert_allclose(found.logit_bias[..., order], edit.logit_bias, atol=1e-5)
+    # Rows are where they were.
+    assert np.abs(edit.token_bias).max() > 0.1
+    np.testing.assert_allclose(found.token_bias, edit.token_bias, atol=1e-4)
 
 
 def test_passages_are_compared_with_those_of_another_context():
@@ -274,6 +314,8 @@ def test_passages_are_compared_with_those_of_another_context():
         expected = shared_words(context, other, b)
         for c in np.flatnonzero(context.present[b]):
             np.testing.assert_allclose(found.words[b, c], expected[:, c].ravel(), atol=1e-4)
+        expected = shared_tokens(context, other, b).reshape(found.tokens.shape[1], -1)
+        np.testing.assert_allclose(found.tokens[b], expected, atol=1e-4)
 
 
 def test_features_have_finite_slopes_where_there_is_nothing():
@@ -292,7 +334,7 @@ def test_features_have_finite_slopes_where_there_is_nothing():
         found = MODULE.apply(
             {"params": parameters}, nothing, nothing, nothing, method=Interface.features
         )
-        return sum(jnp.sum(jnp.square(leaf)) for leaf in found[:3])
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in found[:4])
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes(PARAMETERS)))
 

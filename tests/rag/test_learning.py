@@ -81,7 +81,7 @@ def test_the_history_has_a_row_a_checkpoint(trained):
     _, history = trained
     assert [row["step"] for row in history] == [2, 4, 6]
     assert list(history[0]) == [
-        "step", "answers", "penalty", "selection", "exact", "gradient_norm",
+        "step", "answers", "penalty", "selection", "tokens", "exact", "gradient_norm",
     ]  # fmt: skip
     assert all(np.isfinite(list(row.values())).all() for row in history)
 

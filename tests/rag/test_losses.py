@@ -9,7 +9,7 @@ import small
 from small import DECODER
 
 from icorag_jax.rag import frozen, losses
-from icorag_jax.rag.interface import bias_scores
+from icorag_jax.rag.interface import bias_scores, token_scores
 from icorag_jax.rag.losses import LossWeights
 from icorag_jax.rag.method import predict_state
 
@@ -31,6 +31,23 @@ def test_the_loss_of_selection():
         np.testing.assert_allclose(each[row], expected, atol=1e-6)
 
 
+def test_the_loss_of_selected_tokens():
+    """Of the tokens of positive passages alone."""
+    reading = small.reading()
+    scores = np.random.default_rng(0).normal(size=reading.states_answer.shape).astype(np.float32)
+    each, says = losses.token_selection_losses(jnp.asarray(scores), reading)
+    owner, positive = np.asarray(reading.context.passage_of), np.asarray(reading.is_positive)
+    states = np.asarray(reading.states_answer)
+    assert states.any(axis=1).sum() >= 2
+    np.testing.assert_array_equal(says, states.any(axis=1))
+    for row in np.flatnonzero(states.any(axis=1)):
+        there = (owner[row] >= 0) & positive[row, np.maximum(owner[row], 0)]
+        assert 0 < states[row].sum() < there.sum() < (owner[row] >= 0).sum()
+        shares = np.exp(scores[row].astype(np.float64)) * there
+        expected = -np.log(shares[states[row]] / shares.sum()).mean()
+        np.testing.assert_allclose(each[row], expected, atol=1e-5)
+
+
 def test_steps_on_selection_are_those_of_the_loss_without_answers():
     parameters = small.drawn("updater")
     selection = functools.partial(
@@ -40,7 +57,8 @@ def test_steps_on_selection_are_those_of_the_loss_without_answers():
         jax.value_and_grad(lambda p: selection(p, selection_alone=True)[0])
     )(parameters)  # fmt: skip
     _, terms = jax.jit(lambda p: selection(p, selection_alone=False))(parameters)
-    np.testing.assert_allclose(loss, WEIGHTS.selection * terms.selection, rtol=1e-4)
+    expected = WEIGHTS.selection * (terms.selection + terms.tokens)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
     assert not slopes["interface"]["gain"].any()
     assert not slopes["interface"]["value_read"].any()
     assert np.abs(slopes["updater"]["step_sizes"]).max() > 0
@@ -65,7 +83,8 @@ def test_the_loss_is_that_of_answers_of_selection_and_a_penalty_on_biases():
     total, found = loss(parameters)
     edit = small.edit("updater")
     each, exact = answers(edit)
-    penalty = np.square(np.asarray(edit.logit_bias, np.float64)).mean()
+    biases = edit.logit_bias, edit.token_bias
+    penalty = sum(np.square(np.asarray(bias, np.float64)).mean() for bias in biases)
     np.testing.assert_allclose(found.answers, np.mean(each), rtol=1e-5)
     np.testing.assert_allclose(found.penalty, penalty, rtol=1e-4)
     assert found.exact == np.mean(exact)
@@ -75,5 +94,9 @@ def test_the_loss_is_that_of_answers_of_selection_and_a_penalty_on_biases():
     assert says.sum() >= 2
     selection = np.asarray(selection)[np.asarray(says)].mean()
     np.testing.assert_allclose(found.selection, selection, rtol=1e-4)
-    expected = np.mean(each) + 0.25 * penalty + 0.7 * selection
+    scores = token_scores(features, state, METHOD.interface.bound)
+    of_tokens, says = losses.token_selection_losses(scores, reading)
+    of_tokens = np.asarray(of_tokens)[np.asarray(says)].mean()
+    np.testing.assert_allclose(found.tokens, of_tokens, rtol=1e-4)
+    expected = np.mean(each) + 0.25 * penalty + 0.7 * (selection + of_tokens)
     np.testing.assert_allclose(total, expected, rtol=1e-4)

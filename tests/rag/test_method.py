@@ -11,7 +11,7 @@ from small import DECODER, INTERFACE, KINDS
 
 from icorag_jax.rag import frozen
 from icorag_jax.rag.context import control_context
-from icorag_jax.rag.interface import KERNELS
+from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
 from icorag_jax.rag.method import (
     MethodConfig,
     count_parameters,
@@ -34,7 +34,7 @@ def edit_of(kind, context, fed=None, parameters=None):
 @kinds
 def test_a_fresh_method_edits_nothing(kind):
     edit = edit_of(kind, small.reading().context, parameters=small.fresh(kind))
-    assert not edit.logit_bias.any() and not edit.value_up.any()
+    assert not any(leaf.any() for leaf in (edit.logit_bias, edit.token_bias, edit.value_up))
     assert np.isfinite(edit.value_down).all()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(small.fresh(kind)))
 
@@ -60,6 +60,7 @@ def test_permuted_passages_have_permuted_biases():
     )
     one, other = edit_of("updater", context), edit_of("updater", permuted)
     np.testing.assert_allclose(other.logit_bias[..., order], one.logit_bias, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(other.token_bias, one.token_bias, atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(other.value_up, one.value_up, atol=1e-4, rtol=1e-4)
 
 
@@ -82,7 +83,8 @@ class TestChange:
         _, state = state_of(small.method(kind), DECODER, parameters, context)
         shared = parameters["interface"]
         expected = [
-            state.bias - shared["bias"][None], state.words, state.value - shared["value"][None]
+            state.bias - shared["bias"][None], state.words, state.tokens,
+            state.value - shared["value"][None],
         ]  # fmt: skip
         expected = np.concatenate([np.reshape(leaf, (4, -1)) for leaf in expected], axis=1)
         found = change_of(small.method(kind), DECODER, parameters, context)
@@ -108,7 +110,8 @@ class TestChange:
         """Its coordinates are passages of the question, so that a blind method must have none."""
         context = small.reading().context
         _, state = state_of(small.method(kind), DECODER, small.drawn(kind), context)
-        assert bool(jnp.any(state.words != 0)) == (kind == "feedback")
+        for part in (state.words, state.tokens):
+            assert bool(jnp.any(part != 0)) == (kind == "feedback")
 
     def test_of_the_updater_goes_by_the_passages(self):
         found = np.asarray(change_of(
@@ -137,6 +140,7 @@ class TestControls:
         assert all(np.isfinite(leaf).all() for leaf in edit)
         assert np.abs(edit.value_up - plain.value_up)[:, 0].max() > 1e-2
         assert np.abs(edit.logit_bias - plain.logit_bias)[:, 0].max() > 1e-2
+        assert np.abs(edit.token_bias - plain.token_bias)[:, 0].max() > 1e-2
         # The passages that the model reads stay those that biases are of.
         absent = ~np.asarray(context.present)
         assert not np.asarray(edit.logit_bias).transpose(1, 3, 0, 2)[absent].any()
@@ -181,7 +185,7 @@ def test_how_many_parameters_there_are():
     words = DECODER.hidden_size * SPANS
     shared = 2 * pool + words + 2 * 4 + 2 * 2 * width * rank + asked * read + rank**2
     assert counts["shared"] == shared
-    frames, steps = rank * (read + 1), 2 * (KERNELS + 2) * asked
+    frames, steps = rank * (read + 1), 2 * (KERNELS + TOKEN_KERNELS + 2) * asked
     maps = read * read + read
     weighing = INTERFACE.word_features + (KERNELS + 1) * asked
     assert counts["updater"] - shared == maps + frames + steps + weighing

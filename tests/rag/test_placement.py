@@ -35,11 +35,13 @@ def test_questions_are_split_and_layers_are_not():
         true(4, 2),
     )
     evidence = Evidence(real(3, 4, 6, 2, 4), real(3, 4, 6, 2, 4), whole(4, 6), whole(4, 6))
-    reading = Reading(context, evidence, whole(4, 5), whole(4, 5), true(4, 5), true(4, 2))
+    reading = Reading(
+        context, evidence, whole(4, 5), whole(4, 5), true(4, 5), true(4, 2), true(4, 6)
+    )
     reading = jax.tree.map(jnp.asarray, reading)
     batch = Batch(
         whole(4, 6), whole(4, 6), whole(4, 6), whole(4, 5), whole(4, 5), true(4, 5), true(4, 5),
-        real(4, 2, 2), true(4, 2), true(4, 2),
+        real(4, 2, 2), true(4, 2), true(4, 2), true(4, 6),
     )  # fmt: skip
     mesh = sharding.make_mesh(data=1, tensor=1)
     for questions in (reading, batch):

@@ -94,6 +94,24 @@ def test_passages_with_an_answer_are_marked_for_training_alone():
     assert not make(answers=False).is_positive.any()
 
 
+def test_words_of_an_answer_are_marked_where_a_positive_passage_states_it():
+    """All of an answer's tokens, one after the other; anywhere else it stands by chance."""
+    batch = make()
+    for row, asked in enumerate(small.questions()):
+        answer, expected = answer_of(asked), set()
+        for at in range(BATCH.evidence_tokens - len(answer) + 1):
+            rows = range(at, at + len(answer))
+            owners = {int(batch.passage_of[row, each]) for each in rows}
+            if batch.evidence_tokens[row, rows].tolist() == answer and len(owners) == 1:
+                (owner,) = owners
+                if owner >= 0 and batch.is_positive[row, owner]:
+                    expected |= set(rows)
+        assert set(np.flatnonzero(batch.states_answer[row])) == expected
+        assert bool(expected) == bool(batch.is_positive[row].any())
+    assert batch.states_answer.any()
+    assert not make(answers=False).states_answer.any()
+
+
 def test_a_long_passage_is_cut_and_those_after_it_are_left_out():
     asked = small.questions()[1]
     instruction, passages, question = pieces_of(asked)

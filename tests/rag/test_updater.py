@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import INTERFACE
 
-from icorag_jax.rag.interface import KERNELS, Features, InterfaceState, passage_scores
+from icorag_jax.rag.interface import Features, InterfaceState, passage_scores, token_scores
+from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
 from icorag_jax.rag.updater import Updater, UpdaterConfig, read_step, without_states
 from icorag_jax.theory.constructions import direct_layers
 from icorag_jax.theory.episodes import Episode
@@ -23,6 +24,8 @@ SIZES = (
     (4, 3, (Block(3, 5), Block(4, 2))),
 )
 sizes = pytest.mark.parametrize(("n", "m", "blocks"), SIZES)
+# Of passages and of their tokens.
+ALL_KERNELS = KERNELS + TOKEN_KERNELS
 seeds = st.integers(0, 2**31)
 
 
@@ -108,7 +111,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     its old one, on the objective of all of its forms at once.
     """
     rng, passages, rank, config = np.random.default_rng(0), 4, 3, INTERFACE
-    asked, read, axes = config.question_features, config.passage_features, KERNELS * passages
+    asked, read, axes = config.question_features, config.passage_features, ALL_KERNELS * passages
     said, size = config.word_features, np.sqrt(config.passage_features)
     d, first = said - 3, read - said
     on = slice(first, first + d)
@@ -124,16 +127,16 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     (layer,) = direct_layers(jnp.asarray(start_x[-1:], jnp.float32), jnp.ones(1))
     value = np.asarray(layer.value[0])  # [-w, 1]
 
-    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.6, 0.25, 0.15, 0.4])
+    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.6, 0.25, 0.15, 0.45, 0.35, 0.4])
     keys, values = np.zeros((read, read)), np.zeros((read, 1))
     keys[on, on] = size * np.eye(d)
     values[first : first + d + 1] = size * value.T
     values[-1] = -size  # in the place of the 1 that payloads start from
     to_keys, to_values = rng.normal(size=(read, rank)), rng.normal(size=(1, rank))
 
-    # The forms: `W` on x, `V` on the passages themselves, once a kernel, and `S` in frames.
+    # The forms: `W` on x, `V` and `T` on the passages themselves, once a kernel, `S` in frames.
     start_value = rng.normal(size=(rank, rank))
-    own = np.tile(np.eye(passages), KERNELS) * np.repeat(rates[1:-1] / rates[0], passages)
+    own = np.tile(np.eye(passages), ALL_KERNELS) * np.repeat(rates[1:-1] / rates[0], passages)
     z = np.concatenate([x, own, x @ to_keys[on] * (rates[-1] / rates[0])], axis=1)
     blocks = (Block(asked, d + axes), Block(rank, rank))
     whole = np.zeros((asked + rank, d + axes + rank))
@@ -157,7 +160,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     present = np.arange(passages + 2) < passages
     question = np.zeros(asked)
     question[0], question[-1] = np.sqrt(asked), 1
-    step_sizes = np.zeros((1, KERNELS + 2, asked))
+    step_sizes = np.zeros((1, ALL_KERNELS + 2, asked))
     step_sizes[0, :, 0] = step_sizes[0, :, -1] = rates / 2
     start_bias, weighing = np.zeros((asked, read)), np.zeros((1, config.word_features))
     start_bias[:, on] = start_x
@@ -169,19 +172,22 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
         "weighing_sizes": np.zeros((0, KERNELS + 1, asked)),
     }  # fmt: skip
     words = np.zeros((passages + 2, KERNELS * (passages + 2)))
-    old = InterfaceState(start_bias, np.zeros((asked, words.shape[1])), start_value)
+    tokens = np.zeros((7, TOKEN_KERNELS * (passages + 2)))
+    own = [np.zeros((asked, each.shape[1])) for each in (words, tokens)]
+    old = InterfaceState(start_bias, *own, start_value)
     single = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)  # noqa: E731
     found = jax.jit(Updater(UpdaterConfig(steps=1), config).apply)(
         {"params": jax.tree.map(jnp.asarray, parameters)},
-        single(Features(question, features, words, present)),
+        single(Features(question, features, words, tokens, present, np.zeros(7, np.int32))),
         single(old),
     )
     np.testing.assert_allclose(
         found.bias[0, :, on] - start_bias[:, on], step[:asked, :d], atol=1e-4
     )
     assert np.abs(step[:asked, :d]).max() > 0.02
-    by_kernel = np.asarray(found.words[0]).reshape(asked, KERNELS, passages + 2)
-    expected = step[:asked, d : d + axes].reshape(asked, KERNELS, passages)
+    by_kernel = np.concatenate([found.words[0], found.tokens[0]], axis=1)
+    by_kernel = by_kernel.reshape(asked, ALL_KERNELS, passages + 2)
+    expected = step[:asked, d : d + axes].reshape(asked, ALL_KERNELS, passages)
     np.testing.assert_allclose(by_kernel[..., :passages], expected, atol=1e-4)
     assert not by_kernel[..., passages:].any()
     np.testing.assert_allclose(found.value[0] - start_value, step[asked:, -rank:], atol=1e-4)
@@ -190,11 +196,13 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
 def random_features(seed=0):
     rng = np.random.default_rng(seed)
     context = small.random_context(seed)
+    rows = context.passage_of.shape[1]
     shapes = [
         (3, INTERFACE.question_features), (3, 3, INTERFACE.passage_features), (3, 3, KERNELS * 3),
+        (3, rows, TOKEN_KERNELS * 3),
     ]  # fmt: skip
     drawn = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    return Features(*drawn, context.present)
+    return Features(*drawn, context.present, context.passage_of)
 
 
 MODULE = Updater(UpdaterConfig(2), INTERFACE)
@@ -213,13 +221,13 @@ def update(features, state, parameters=PARAMETERS):
 def update_in_numpy(features, state, parameters):
     """The update of one question, from the formulas of the docstrings, float64."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
-    bias, words, value = (np.asarray(leaf, np.float64) for leaf in state)
+    bias, words, tokens, value = (np.asarray(leaf, np.float64) for leaf in state)
     a, b, c = (np.asarray(leaf, np.float64) for leaf in features[:3])
     weigher = np.zeros((a.shape[0], b.shape[1]))
     weigher[-1, -INTERFACE.word_features :] = p["weighing"][0]
     there = np.flatnonzero(features.present)
     if not len(there):
-        return bias, words, value
+        return bias, words, tokens, value
     b, c, size = b[there], c[there], np.sqrt(b.shape[1])
     keys = (b - b.mean(axis=0)) / size @ p["keys"]
     values = np.zeros((len(there), a.shape[0]))
@@ -233,14 +241,15 @@ def update_in_numpy(features, state, parameters):
         weights /= weights.sum()
         for j, w, x, rho in zip(there, weights, keys, values, strict=True):
             bias = bias + rates[0] * w * np.outer(rho, x)
-            words = words + w * np.outer(rho, np.kron(rates[1:-1], np.eye(3)[j]))
+            words = words + w * np.outer(rho, np.kron(rates[1 : 1 + KERNELS], np.eye(3)[j]))
+            tokens = tokens + w * np.outer(rho, np.kron(rates[1 + KERNELS : -1], np.eye(3)[j]))
             value = value + rates[-1] * w * np.outer(
                 rho[-1:] @ p["value_values"], x @ p["value_keys"]
             )
             if own_rates is not None:
                 weigher = weigher + own_rates[0] * w * np.outer(rho, x)
                 others = others + w * np.outer(rho, np.kron(own_rates[1:], np.eye(3)[j]))
-    return bias, words, value
+    return bias, words, tokens, value
 
 
 @given(seed=seeds)
@@ -276,10 +285,39 @@ def test_the_bias_of_a_passage_gains_what_passages_say_of_each_other():
         expected = np.zeros(3)
         for i in there:
             worth = 1 + b[row, i] / np.sqrt(size) @ np.asarray(parameters["values"], np.float64)
-            shared = c[row].reshape(3, KERNELS, 3)[there, :, i] @ rates[1:-1]
+            shared = c[row].reshape(3, KERNELS, 3)[there, :, i] @ rates[1 : 1 + KERNELS]
             resembles = rates[0] * (b[row, there] @ centred[i]) / size
             expected[there] += worth / len(there) * (resembles + shared)
         np.testing.assert_allclose(gained[row], expected, atol=1e-3)
+
+
+def test_the_bias_of_a_token_gains_what_other_passages_say_of_it():
+    """`sum_i w_i (1 + m . b_i) eta'' d_ti`, of one read."""
+    features, state = random_features(), small.random_state()
+    features = features._replace(
+        question=features.question.at[:, -1].set(1),
+        present=jnp.ones((3, 3), bool),
+        passage_of=jnp.maximum(features.passage_of, 0),
+    )
+    state = state._replace(tokens=jnp.zeros_like(state.tokens))
+    parameters = {
+        **PARAMETERS,
+        "step_sizes": PARAMETERS["step_sizes"][:1],
+        "weighing_sizes": PARAMETERS["weighing_sizes"][:0],
+        "weighing": jnp.zeros_like(PARAMETERS["weighing"]),
+    }
+    one = Updater(UpdaterConfig(1), INTERFACE)
+    new = jax.jit(one.apply)({"params": parameters}, features, state)
+    # So large a bound bounds nothing; scores are less their mean.
+    found = token_scores(features, new, 1e9)
+    a, b, _, d = (np.asarray(leaf, np.float64) for leaf in features[:4])
+    for row in range(3):
+        question = np.concatenate([a[row, :-1] / np.sqrt(a.shape[1]), a[row, -1:]])
+        rates = np.asarray(parameters["step_sizes"][0], np.float64) @ question
+        worth = 1 + b[row] @ np.asarray(parameters["values"][:, 0]) / np.sqrt(b.shape[-1])
+        by_span = d[row].reshape(-1, TOKEN_KERNELS, 3) @ worth / 3
+        expected = by_span @ rates[1 + KERNELS : -1]
+        np.testing.assert_allclose(found[row], expected - expected.mean(), atol=1e-3)
 
 
 def test_no_passage_and_one_passage():
@@ -342,6 +380,8 @@ class TestHiddenStates:
             expected = np.ones_like(kept)
             if name in ("step_sizes", "weighing_sizes"):
                 expected[..., :-1] = False
+            if name == "step_sizes":
+                expected[:, 1 + KERNELS : -1] = False
             if name == "values":
                 expected[: -INTERFACE.word_features] = False
             np.testing.assert_array_equal(kept, expected)

@@ -64,8 +64,9 @@ def weights_by_numpy(config, parameters, tokens, passage_of, asks, edit):
             values, bias = value, np.zeros((query.shape[1], len(tokens)))
             if asks[row] and layer >= LAYER and edit is not None:
                 of_passage = passage_of >= 0
-                logit_bias, down, up = (leaf[layer - LAYER] for leaf in edit)
-                bias = np.where(of_passage, logit_bias[:, np.maximum(passage_of, 0)], 0)
+                logit_bias, token_bias, down, up = (leaf[layer - LAYER] for leaf in edit)
+                bias = logit_bias[:, np.maximum(passage_of, 0)] + token_bias
+                bias = np.where(of_passage, bias, 0)
                 flat = value.reshape(len(tokens), -1)
                 change = np.where(of_passage[:, None], flat @ down @ up, 0)
                 values = (flat + change).reshape(value.shape)
@@ -86,6 +87,13 @@ def weights_by_numpy(config, parameters, tokens, passage_of, asks, edit):
     return [given[passage_of == passage].sum() / evidence for passage in range(SIZES.passages)]
 
 
+def edit_of_text(edit, row, evidence, question):
+    """An edit of a text's tokens, those of its question after those of its evidence."""
+    edit = jax.tree.map(lambda leaf: leaf[:, row].astype(np.float64), edit)
+    token_bias = np.pad(edit.token_bias[:, evidence], ((0, 0), (0, question.sum())))
+    return edit._replace(token_bias=token_bias)
+
+
 @pytest.mark.parametrize("windows", [(None, None, None), (None, 40, 12)])
 @pytest.mark.parametrize("edited", [False, True])
 def test_weights_are_those_of_numpy(windows, edited):
@@ -99,7 +107,7 @@ def test_weights_are_those_of_numpy(windows, edited):
     if edited:
         rng = np.random.default_rng(0)
         draw = lambda *shape: rng.normal(size=(2, 3, *shape)).astype(np.float32)  # noqa: E731
-        edit = EvidenceEdit(draw(4, 3), draw(8, 2), draw(2, 8))
+        edit = EvidenceEdit(draw(4, 3), draw(64), draw(8, 2), draw(2, 8))
     parameters = small_backbones.random_like(model.parameters, 1, 0.5)
     reading = read(config, parameters, batch, layer=LAYER)
     compute = jax.jit(passage_weights, static_argnums=0)
@@ -115,7 +123,7 @@ def test_weights_are_those_of_numpy(windows, edited):
             np.concatenate([batch.evidence_tokens[row][evidence], batch.tokens[row][question]]),
             np.concatenate([batch.passage_of[row][evidence], np.full(question.sum(), -1)]),
             np.repeat([False, True], [evidence.sum(), question.sum()]),
-            edit and [leaf[:, row].astype(np.float64) for leaf in edit],
+            edit and edit_of_text(edit, row, evidence, question),
         )  # fmt: skip
         np.testing.assert_allclose(np.asarray(found)[row], expected, atol=2e-5)
         assert (np.asarray(found)[row, len(questions) - row :] == 0).all()
