@@ -126,7 +126,6 @@ class _Chunk(NamedTuple):
     values: Float[Array, "batch slots kv_heads d"]
     passages: Int[Array, "batch slots"]
     seen: Bool[Array, "batch tokens slots"]
-    start: Int[Array, ""]
 
 
 def _take_chunk(reading: _Reading, start: Int[Array, ""], chunk: int) -> _Chunk:
@@ -142,8 +141,17 @@ def _take_chunk(reading: _Reading, start: Int[Array, ""], chunk: int) -> _Chunk:
         jax.lax.dynamic_slice(evidence.values, at, size)[0],
         passages,
         sees(reading.positions, positions, reading.window),
-        start,
     )
+
+
+def _take_rows(
+    edit: EvidenceEdit | None, start: Int[Array, ""] | int, chunk: int
+) -> EvidenceEdit | None:
+    """An edit of a layer, of a chunk's rows alone."""
+    if edit is None:
+        return None
+    rows = jax.lax.dynamic_slice_in_dim(edit.token_bias, start, chunk, axis=1)
+    return edit._replace(token_bias=rows)
 
 
 def _chunk_starts(reading: _Reading, chunk: int) -> Int[Array, "chunks"]:
@@ -155,7 +163,7 @@ def _chunk_logits(
 ) -> Float[Array, "batch kv_heads group tokens slots"]:
     logits = _logits(grouped, part.keys)
     if edit is not None:
-        bias = evidence_bias(edit, part.passages, part.start)
+        bias = evidence_bias(edit, part.passages)
         logits += bias.reshape(*logits.shape[:3], 1, -1)
     return jnp.where(part.seen[:, None, None], logits, _MASKED)
 
@@ -176,11 +184,13 @@ def _evidence_sums(
     """
 
     def larger(top, start):
-        logits = _chunk_logits(grouped, edit, _take_chunk(reading, start, chunk))
+        of_rows = _take_rows(edit, start, chunk)
+        logits = _chunk_logits(grouped, of_rows, _take_chunk(reading, start, chunk))
         return jnp.maximum(top, logits.max(axis=-1)), None
 
     def add(sums, start):
-        more = _chunk_sums(grouped, edit, top, _take_chunk(reading, start, chunk))
+        of_rows = _take_rows(edit, start, chunk)
+        more = _chunk_sums(grouped, of_rows, top, _take_chunk(reading, start, chunk))
         return jax.tree.map(jnp.add, sums, more), None
 
     starts = _chunk_starts(reading, chunk)
@@ -201,18 +211,29 @@ def _evidence_sums_forward(grouped, edit, own_top, reading, chunk):
 
 
 def _evidence_sums_backward(chunk, kept, slopes):
-    """Sums are linear in chunks: each is computed again, and pulls back the same slopes."""
+    """Sums are linear in chunks: each is computed again, and pulls back the same slopes.
+
+    Those of biases of single rows come from the chunk that a row is in, all others from every one.
+    """
     grouped, edit, top, reading = kept
     _, slopes = slopes
 
     def add(total, start):
-        part = _take_chunk(reading, start, chunk)
-        _, pull = jax.vjp(lambda q, e: _chunk_sums(q, e, top, part), grouped, edit)
-        return jax.tree.map(lambda t, s: t + s.astype(t.dtype), total, pull(slopes)), None
+        part, of_rows = _take_chunk(reading, start, chunk), _take_rows(edit, start, chunk)
+        _, pull = jax.vjp(lambda q, e: _chunk_sums(q, e, top, part), grouped, of_rows)
+        to_queries, to_edit = pull(slopes)
+        more = to_queries, _take_rows(to_edit, 0, 0)
+        total = jax.tree.map(lambda t, s: t + s.astype(t.dtype), total, more)
+        return total, None if to_edit is None else to_edit.token_bias
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (grouped, edit))
-    total, _ = jax.lax.scan(add, zeros, _chunk_starts(reading, chunk))
-    to_queries, to_edit = jax.tree.map(lambda t, leaf: t.astype(leaf.dtype), total, (grouped, edit))
+    shared = grouped, _take_rows(edit, 0, 0)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
+    found: Any = jax.lax.scan(add, zeros, _chunk_starts(reading, chunk))
+    total, to_rows = found
+    to_queries, to_edit = jax.tree.map(lambda t, leaf: t.astype(leaf.dtype), total, shared)
+    if edit is not None:
+        to_rows = jnp.moveaxis(to_rows, 0, 1).reshape(edit.token_bias.shape)
+        to_edit = to_edit._replace(token_bias=to_rows)
     return to_queries, to_edit, jnp.zeros_like(top), None
 
 
@@ -239,18 +260,16 @@ def _logits(
 
 
 def evidence_bias(
-    edit: EvidenceEdit, passages: Int[Array, "batch slots"], start: Int[Array, ""] | int = 0
+    edit: EvidenceEdit, passages: Int[Array, "batch slots"]
 ) -> Float[Array, "batch heads slots"]:
     """What an edit adds to the logits of rows, 0 where one belongs to no passage; float32.
 
     Args:
         edit: of a layer: the axis `layers` is gone from all its arrays.
         passages: which passage a row belongs to.
-        start: the first of the rows.
     """
     bias = jnp.take_along_axis(edit.logit_bias, jnp.maximum(passages, 0)[:, None, :], axis=2)
-    own = jax.lax.dynamic_slice_in_dim(edit.token_bias, start, passages.shape[1], axis=1)
-    bias = bias.astype(jnp.float32) + own[:, None].astype(jnp.float32)
+    bias = bias.astype(jnp.float32) + edit.token_bias[:, None].astype(jnp.float32)
     return jnp.where(passages[:, None, :] >= 0, bias, 0)
 
 

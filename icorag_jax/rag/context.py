@@ -42,6 +42,12 @@ class Context(NamedTuple):
     present: Bool[Array, "batch passages"]
 
 
+def passage_rows(context: Context) -> Bool[Array, "batch passages evidence"]:
+    """Which evidence rows are of a passage."""
+    numbers = jnp.arange(context.present.shape[1])
+    return context.passage_of[:, None] == numbers[None, :, None]
+
+
 def control_context(context: Context, control: Control, key: PRNGKeyArray | None) -> Context:
     """What an updater is fed in a control; the model itself goes on reading the right passages.
 

@@ -36,12 +36,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
-from icorag_jax.rag.context import Context
+from icorag_jax.rag.context import Context, passage_rows
 from icorag_jax.rag.deviations import bounded, standardize
-from icorag_jax.rag.kernels import compare_passages, compare_tokens
+from icorag_jax.rag.kernels import ask_words, compare_passages, compare_tokens
 from icorag_jax.rag.pooling import Pool, normalize
 from icorag_jax.rag.traits import TRAITS
-from icorag_jax.rag.words import SPANS, Words, coverage, has_words, similarity, weigh_words
+from icorag_jax.rag.words import SPANS, Words, coverage, similarity, weigh_words
 
 # Scores of tokens that select best on their own are twice what attention does best with in all
 # layers at once (`docs/method.md`).
@@ -175,18 +175,19 @@ class Interface(nn.Module):
         question = self.question_pool(asked.question_states, is_question)[:, 0]
         pooled = self.passage_pool(read.evidence_states, passage_rows(read))
         words, own = self._passage_words(read), self._question_words(asked)
-        others = words if axes is read else self._passage_words(axes)
+        asked_words = ask_words(own, words)
+        others = asked_words if axes is read else ask_words(own, self._passage_words(axes))
         asked_for = standardize(similarity(own, words)[:, 0], read.present)
         # From the middle, in quarters; not against the question's other passages.
-        covered = 4 * coverage(own, has_words(own, words)) - 2
+        covered = 4 * coverage(own, asked_words.has) - 2
         parts = [pooled, read.traits, asked_for, covered, jnp.ones_like(pooled[..., :1])]
         passages = jnp.concatenate(parts, axis=-1)
         there = read.present[..., None]
         return Features(
             jnp.concatenate([question, jnp.ones_like(question[:, :1])], axis=-1),
             jnp.where(there, passages, 0),
-            compare_passages(own, words, others, read, axes),
-            compare_tokens(own, others, read),
+            compare_passages(own, asked_words, others, read, axes),
+            compare_tokens(others, read),
             read.present,
             read.passage_of,
         )
@@ -246,9 +247,3 @@ def token_scores(
     """What biases of single tokens are made of: `a^T T d_t`, bounded; 0 for those of no passage."""
     scores = jnp.einsum("bq,bqp,bep->be", features.question, state.tokens, features.tokens)
     return bounded(scores, features.passage_of >= 0, bound)
-
-
-def passage_rows(context: Context) -> Bool[Array, "batch passages evidence"]:
-    """Which evidence rows are of a passage."""
-    numbers = jnp.arange(context.present.shape[1])
-    return context.passage_of[:, None] == numbers[None, :, None]

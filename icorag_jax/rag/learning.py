@@ -213,15 +213,18 @@ def learn(
                     )
                 found = found[finite].mean(axis=0)
                 history[step // config.checkpoint_every] = found
-                shown = zip(LearningLosses._fields, found, strict=True)
-                progress.set_postfix({name: f"{loss:.3f}" for name, loss in shown})
+                shown = {name: f"{loss:.3f}" for name, loss in _named(found).items()}
+                progress.set_postfix(shown)
                 stored.save(step + 1, (state, jnp.asarray(history)))
                 recent = []
     for index, found in enumerate(history):
         last = min((index + 1) * config.checkpoint_every, config.all_steps)
-        names = LearningLosses._fields
-        rows.append({"step": last, **dict(zip(names, found.tolist(), strict=True))})
+        rows.append({"step": last, **_named(found)})
     return state.parameters, rows
+
+
+def _named(losses: Float[np.ndarray, " losses"]) -> dict[str, float]:
+    return dict(zip(LearningLosses._fields, losses.tolist(), strict=True))
 
 
 def _empty_history(config: LearningConfig) -> Float[Array, "checkpoints losses"]:

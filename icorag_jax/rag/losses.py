@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
+from icorag_jax.rag.context import passage_rows
 from icorag_jax.rag.frozen import Reading, token_losses, upper_decoder, upper_states
 from icorag_jax.rag.interface import bias_scores, token_scores
 from icorag_jax.rag.method import MethodConfig, predict_state, state_edit
@@ -88,7 +89,7 @@ def selection_losses(
     """Cross entropy of the positive passages under the softmax of scores, their mean.
 
     Args:
-        scores: of passages, `icorag_jax.rag.interface.bias_scores`.
+        scores: of passages, `icorag_jax.rag.interface.bias_scores`; or of tokens.
         is_positive: see `icorag_jax.rag.batches.Batch`.
         present: which there are.
 
@@ -114,9 +115,8 @@ def token_selection_losses(
     Returns:
         As `selection_losses`.
     """
-    owner = jnp.maximum(reading.context.passage_of, 0)
-    there = jnp.take_along_axis(reading.is_positive, owner, axis=1)
-    there = there & (reading.context.passage_of >= 0)
+    of_positive = passage_rows(reading.context) & reading.is_positive[..., None]
+    there = jnp.any(of_positive, axis=1)
     return selection_losses(scores, reading.states_answer, there)
 
 

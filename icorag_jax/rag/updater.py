@@ -122,7 +122,7 @@ class Updater(nn.Module):
         values = jnp.pad(worth, ((0, 0), (0, 0), (asked - 1, 0)))
         values = jnp.concatenate([values, worth @ to_value_values], axis=-1)
         count = present.shape[1]
-        # A vector that stands for no passage has no words, and no part in `V`.
+        # A vector that stands for no passage has no words, and no part in `V` or `T`.
         own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(count)
         own = jnp.broadcast_to(own, (*present.shape, count))
         # Once for all kernels, which differ in the sizes of their steps alone.
@@ -199,7 +199,7 @@ def _take_step(
     Args:
         state: before it.
         change: from `read_step`.
-        step_sizes: of `W`, of each kernel in `V`, and of `S`.
+        step_sizes: of `W`, of each kernel in `V` and `T`, and of `S`.
     """
     (batch, asked, read), rank = state.bias.shape, state.value.shape[2]
     sizes = step_sizes[:, :, None, None]

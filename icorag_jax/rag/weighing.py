@@ -12,8 +12,8 @@ from icorag_jax.lm.attention import sees
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import DecoderLayer, empty_cache, run_layers
 from icorag_jax.lm.evidence_attention import EvidenceEdit, evidence_bias
+from icorag_jax.rag.context import passage_rows
 from icorag_jax.rag.frozen import Reading
-from icorag_jax.rag.interface import passage_rows
 
 
 def passage_weights(
