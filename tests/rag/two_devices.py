@@ -40,6 +40,18 @@ def drawn(method, decoder, key):
     return small.add_noise(init_method(method, decoder, key), seed=0, scale=0.1)
 
 
+def with_slopes(parameters):
+    """Zeros in the place of those that have no slope.
+
+    What is added to the scores of all passages of a question changes nothing, so the columns of
+    passages' constant have slopes of rounding errors alone, and Adam goes by their signs.
+    """
+    shared, updater = parameters["interface"], parameters["updater"]
+    shared = {**shared, "bias": shared["bias"].at[:, -1].set(0)}
+    updater = {**updater, "weighing": updater["weighing"].at[:, -1].set(0)}
+    return {**parameters, "interface": shared, "updater": updater}
+
+
 def test_learning_is_that_of_one_device_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "init_method", drawn)
     assert jax.device_count() == 2
@@ -65,7 +77,10 @@ def test_learning_is_that_of_one_device_and_goes_on(tmp_path, monkeypatch):
     mesh = sharding.make_mesh(data=2, tensor=1)
     one, two = train(None, tmp_path / "one"), train(mesh, tmp_path / "two")
     assert one[0] == two[0]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one[1], two[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        *(with_slopes(jax.tree.map(jnp.asarray, found)) for _, found in (one, two)),
+    )
 
     # As if it had been killed after the first checkpoint.
     shutil.rmtree(tmp_path / "two" / "4")
