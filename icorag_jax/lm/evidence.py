@@ -164,7 +164,7 @@ def zero_edit(
     width = config.num_key_value_heads * config.head_dim
     return EvidenceEdit(
         logit_bias=jnp.zeros((layers, batch, config.num_attention_heads, passages), dtype),
-        token_bias=jnp.zeros((layers, batch, rows), dtype),
+        token_bias=jnp.zeros((layers, batch, 1, rows), dtype),
         value_down=jnp.zeros((layers, batch, width, rank), dtype),
         value_up=jnp.zeros((layers, batch, rank, width), dtype),
     )
@@ -204,7 +204,7 @@ def check_edit(
         "value_down": (layers, batch, width, rank),
         "value_up": (layers, batch, rank, width),
         "logit_bias": (layers, batch, config.num_attention_heads, edit.logit_bias.shape[-1]),
-        "token_bias": (layers, *evidence.positions.shape),
+        "token_bias": (layers, batch, 1, evidence.positions.shape[1]),
     }
     for name, shape in expected.items():
         if getattr(edit, name).shape != shape:

@@ -45,13 +45,13 @@ class EvidenceEdit(NamedTuple):
 
     Attributes:
         logit_bias: added to the attention logits of a passage's rows.
-        token_bias: added to those of single rows of passages, in all heads.
+        token_bias: added to those of single rows of passages, in each head or in all of them.
         value_down: `A` of the edited values `v + v A B`, `v` all heads' values of a passage's row.
         value_up: `B` of these.
     """
 
     logit_bias: Float[Array, "layers batch heads passages"]
-    token_bias: Float[Array, "layers batch evidence"]
+    token_bias: Float[Array, "layers batch #heads evidence"]
     value_down: Float[Array, "layers batch width rank"]
     value_up: Float[Array, "layers batch rank width"]
 
@@ -150,7 +150,7 @@ def _take_rows(
     """An edit of a layer, of a chunk's rows alone."""
     if edit is None:
         return None
-    rows = jax.lax.dynamic_slice_in_dim(edit.token_bias, start, chunk, axis=1)
+    rows = jax.lax.dynamic_slice_in_dim(edit.token_bias, start, chunk, axis=2)
     return edit._replace(token_bias=rows)
 
 
@@ -232,7 +232,7 @@ def _evidence_sums_backward(chunk, kept, slopes):
     total, to_rows = found
     to_queries, to_edit = jax.tree.map(lambda t, leaf: t.astype(leaf.dtype), total, shared)
     if edit is not None:
-        to_rows = jnp.moveaxis(to_rows, 0, 1).reshape(edit.token_bias.shape)
+        to_rows = jnp.moveaxis(to_rows, 0, 2).reshape(edit.token_bias.shape)
         to_edit = to_edit._replace(token_bias=to_rows)
     return to_queries, to_edit, jnp.zeros_like(top), None
 
@@ -268,8 +268,11 @@ def evidence_bias(
         edit: of a layer: the axis `layers` is gone from all its arrays.
         passages: which passage a row belongs to.
     """
-    bias = jnp.take_along_axis(edit.logit_bias, jnp.maximum(passages, 0)[:, None, :], axis=2)
-    bias = bias.astype(jnp.float32) + edit.token_bias[:, None].astype(jnp.float32)
+    batch, heads = edit.logit_bias.shape[:2]
+    bias = jnp.broadcast_to(edit.token_bias, (batch, heads, passages.shape[1])).astype(jnp.float32)
+    if edit.logit_bias.shape[2]:
+        own = jnp.maximum(passages, 0)[:, None, :]
+        bias += jnp.take_along_axis(edit.logit_bias, own, axis=2).astype(jnp.float32)
     return jnp.where(passages[:, None, :] >= 0, bias, 0)
 
 

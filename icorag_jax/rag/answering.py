@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.decoder import Cache, normalize_states, run_layers, use_slots
-from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit
+from icorag_jax.lm.evidence_attention import Evidence, EvidenceEdit, evidence_bias
 from icorag_jax.lm.generation import continue_rows
 from icorag_jax.rag.adaptation import AdaptationConfig, adapt, slot
 from icorag_jax.rag.batches import Batch
@@ -228,7 +228,7 @@ def answer_edited(
     if edit is not None:
         bias = edit.logit_bias.mean(axis=(0, 2))
         rounded: Any = jax.tree.map(lambda leaf: leaf.astype(states.dtype), edit)
-        evidence, edit = apply_value_edit(evidence, rounded, layer)
+        evidence, edit = fold_edit(evidence, rounded, layer)
     states, cache = run_layers(
         decoder, parameters, states, positions, cache, evidence, edit,
         layers=range(layer, decoder.num_hidden_layers),
@@ -241,10 +241,8 @@ def answer_edited(
     return Answers(found.tokens, found.lengths, bias)
 
 
-def apply_value_edit(
-    evidence: Evidence, edit: EvidenceEdit, layer: int
-) -> tuple[Evidence, EvidenceEdit]:
-    """Evidence with its values edited, and what is left of the edit: decoding pays for the bias.
+def fold_edit(evidence: Evidence, edit: EvidenceEdit, layer: int) -> tuple[Evidence, EvidenceEdit]:
+    """Evidence with its values edited, and what is left: one addition a logit of each new token.
 
     Args:
         evidence: of all layers.
@@ -256,5 +254,10 @@ def apply_value_edit(
     change = jnp.einsum("lbsw,lbwr,lbrv->lbsv", rows, edit.value_down, edit.value_up)
     change = jnp.where((evidence.passages >= 0)[None, :, :, None], change, 0)
     edited = values + change.reshape(values.shape)
-    none = edit._replace(value_down=edit.value_down[..., :0], value_up=edit.value_up[:, :, :0])
-    return evidence._replace(values=evidence.values.at[layer:].set(edited)), none
+    left = EvidenceEdit(
+        logit_bias=edit.logit_bias[..., :0],
+        token_bias=jax.vmap(evidence_bias, in_axes=(0, None))(edit, evidence.passages),
+        value_down=edit.value_down[..., :0],
+        value_up=edit.value_up[:, :, :0],
+    )
+    return evidence._replace(values=evidence.values.at[layer:].set(edited)), left

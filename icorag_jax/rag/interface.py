@@ -220,7 +220,9 @@ class Interface(nn.Module):
         read, write = self.value_read[:, None], self.value_write[:, None]
         return EvidenceEdit(
             logit_bias=self.gain[:, None, :, None] * scores[None, :, None],
-            token_bias=TOKEN_GAIN * self.gain.mean(axis=1)[:, None, None] * by_token[None],
+            token_bias=TOKEN_GAIN
+            * self.gain.mean(axis=1)[:, None, None, None]
+            * by_token[None, :, None],
             value_down=jnp.broadcast_to(read, (layers, batch, *read.shape[2:])),
             value_up=jnp.einsum("bij,ljw->lbiw", state.value, write[:, 0]),
         )

@@ -75,8 +75,11 @@ def heaviness(
         texts: the texts.
         tokens: ids, one after the other.
     """
-    same = _same(tokens, texts.tokens).astype(texts.weights.dtype)
-    return jnp.einsum("kbts,kbis->btik", same, texts.weights)
+    same = _same(tokens, texts.tokens)
+    # All of a word's weight is where it comes first.
+    found = jnp.take_along_axis(texts.weights, jnp.argmax(same, axis=-1)[:, :, None], axis=-1)
+    heavy = jnp.where(jnp.any(same, axis=-1)[:, :, None], found, 0)
+    return heavy.transpose(1, 3, 2, 0)
 
 
 def similarity_within(words: Words) -> Float[Array, "batch texts texts spans"]:

@@ -89,9 +89,10 @@ def test_an_edit_acts_on_its_layers_alone():
 
 
 @given(
-    seed=st.integers(0, 2**31), window=st.sampled_from((None, 5)), chunk=st.sampled_from((3, 12))
-)
-def test_attention_is_that_of_numpy(seed, window, chunk):
+    seed=st.integers(0, 2**31), window=st.sampled_from((None, 5)), chunk=st.sampled_from((3, 12)),
+    by_passage=st.booleans(), by_head=st.booleans(),
+)  # fmt: skip
+def test_attention_is_that_of_numpy(seed, window, chunk, by_passage, by_head):
     """Softmax over evidence and own rows, logits biased by passage, values `v + v A B`."""
     rng = np.random.default_rng(seed)
     batch, tokens, slots, rows, heads, kv_heads, d, passages, rank = 2, 3, 4, 12, 6, 2, 5, 3, 2
@@ -102,7 +103,7 @@ def test_attention_is_that_of_numpy(seed, window, chunk):
     positions[0, positions[0] < 2] = -1
     belongs = rng.integers(-1, passages, (batch, rows))
     bias = rng.normal(size=(batch, heads, passages))
-    token_bias = rng.normal(size=(batch, rows))
+    token_bias = rng.normal(size=(batch, heads if by_head else 1, rows))
     down = rng.normal(size=(batch, kv_heads * d, rank))
     up = rng.normal(size=(batch, rank, kv_heads * d))
     own_positions = rows + np.arange(slots) - 1
@@ -119,7 +120,9 @@ def test_attention_is_that_of_numpy(seed, window, chunk):
                 k = h // (heads // kv_heads)
                 logits = np.concatenate([kept[0, 1, b, :, k], own[0, b, :, k]]) @ query[b, t, h]
                 logits /= np.sqrt(d)
-                added = bias[b, h][belongs[b]] + token_bias[b]
+                added = token_bias[b, h if by_head else 0]
+                if by_passage:
+                    added = added + bias[b, h][belongs[b]]
                 logits[:rows] += np.where(belongs[b] >= 0, added, 0)
                 where = np.concatenate([positions[b], own_positions])
                 logits[(where < 0) | (where > at) | (where <= at - reach)] = -np.inf
@@ -133,6 +136,7 @@ def test_attention_is_that_of_numpy(seed, window, chunk):
     def whole(array):
         return jnp.asarray(array, jnp.int32)
 
+    bias = bias if by_passage else bias[..., :0]
     at = whole(np.broadcast_to(query_positions, (batch, tokens)))
     limit = None if window is None else jnp.int32(window)
     found = evidence_attention.attend_with_evidence(
@@ -281,7 +285,7 @@ def test_wrong_spans(spans, message):
     [
         ({"logit_bias": jnp.zeros((2, 2, 4, 1))}, LAYER, "logit_bias is of 1 passages.*has 2"),
         ({"logit_bias": jnp.zeros((2, 2, 3, 2))}, LAYER, "logit_bias must be"),
-        ({"token_bias": jnp.zeros((2, 2, 23))}, LAYER, "token_bias must be"),
+        ({"token_bias": jnp.zeros((2, 2, 1, 23))}, LAYER, "token_bias must be"),
         ({"value_up": jnp.zeros((2, 2, 3, 11))}, LAYER, "value_up must be"),
         ({}, 0, "value_down must be"),
         ({}, 2, "must be"),

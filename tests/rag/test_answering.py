@@ -17,7 +17,7 @@ from icorag_jax.rag.answering import (
     answer_adapted,
     answer_batch,
     answer_prepared,
-    apply_value_edit,
+    fold_edit,
     prepare,
 )
 from icorag_jax.rag.context import control_context
@@ -96,7 +96,7 @@ def test_a_fresh_method_answers_as_the_frozen_model(dtype):
     small.assert_trees_equal(found, plain)
 
 
-def test_edited_values_are_the_edit_during_attention():
+def test_a_folded_edit_is_the_edit_during_attention():
     reading, edit = small.reading(), small.edit()
 
     @jax.jit
@@ -105,8 +105,8 @@ def test_edited_values_are_the_edit_during_attention():
         return frozen.upper_states(*upper, reading._replace(evidence=evidence), edit)
 
     # The reading's evidence is that of the upper layers alone: its first layer is the edit's.
-    edited, rest = apply_value_edit(reading.evidence, edit, 0)
-    assert rest.value_down.shape[-1] == rest.value_up.shape[2] == 0
+    edited, rest = fold_edit(reading.evidence, edit, 0)
+    assert rest.logit_bias.shape[-1] == rest.value_down.shape[-1] == rest.value_up.shape[2] == 0
     np.testing.assert_allclose(
         states(edited, rest), states(reading.evidence, edit), atol=1e-5, rtol=1e-5
     )
@@ -119,10 +119,10 @@ def test_values_below_the_interface_stay_as_they_are():
     whole = prefill_rows(
         DECODER, FROZEN, *(jnp.asarray(array) for array in batch[:3])
     )  # fmt: skip
-    edited, _ = apply_value_edit(whole, small.edit(), LAYER)
+    edited, _ = fold_edit(whole, small.edit(), LAYER)
     np.testing.assert_array_equal(edited.values[:LAYER], whole.values[:LAYER])
     upper = whole._replace(keys=whole.keys[LAYER:], values=whole.values[LAYER:])
-    expected, _ = apply_value_edit(upper, small.edit(), 0)
+    expected, _ = fold_edit(upper, small.edit(), 0)
     np.testing.assert_allclose(edited.values[LAYER:], expected.values, atol=1e-6)
     np.testing.assert_array_equal(edited.keys, whole.keys)
 

@@ -202,7 +202,7 @@ def test_an_edit_is_that_of_numpy(seed):
         assert not edit.logit_bias[:, n][..., ~there].any()
         scores = bound(np.asarray([a[n] @ t[n] @ one for one in d[n]]), owner[n] >= 0)
         np.testing.assert_allclose(
-            edit.token_bias[:, n], gain.mean(axis=1)[:, None] / 2 * scores, atol=1e-4, rtol=1e-4
+            edit.token_bias[:, n, 0], gain.mean(axis=1)[:, None] / 2 * scores, atol=1e-4, rtol=1e-4
         )
         np.testing.assert_array_equal(edit.value_down[:, n], read)
         expected = s[n] @ np.asarray(write, np.float64)

@@ -90,7 +90,7 @@ def weights_by_numpy(config, parameters, tokens, passage_of, asks, edit):
 def edit_of_text(edit, row, evidence, question):
     """An edit of a text's tokens, those of its question after those of its evidence."""
     edit = jax.tree.map(lambda leaf: leaf[:, row].astype(np.float64), edit)
-    token_bias = np.pad(edit.token_bias[:, evidence], ((0, 0), (0, question.sum())))
+    token_bias = np.pad(edit.token_bias[..., evidence], ((0, 0), (0, 0), (0, question.sum())))
     return edit._replace(token_bias=token_bias)
 
 
@@ -107,7 +107,7 @@ def test_weights_are_those_of_numpy(windows, edited):
     if edited:
         rng = np.random.default_rng(0)
         draw = lambda *shape: rng.normal(size=(2, 3, *shape)).astype(np.float32)  # noqa: E731
-        edit = EvidenceEdit(draw(4, 3), draw(64), draw(8, 2), draw(2, 8))
+        edit = EvidenceEdit(draw(4, 3), draw(1, 64), draw(8, 2), draw(2, 8))
     parameters = small_backbones.random_like(model.parameters, 1, 0.5)
     reading = read(config, parameters, batch, layer=LAYER)
     compute = jax.jit(passage_weights, static_argnums=0)
