@@ -50,18 +50,21 @@ def wall_seconds(
 ) -> dict[str, Float[np.ndarray, " repeats"]]:
     """Wall times of several programs, in turn within every repeat, so that they share conditions.
 
+    Each runs twice in a row, and the second time counts: after a program with many more steps the
+    next one takes longer.
+
     Args:
         runs: by name; called with the number of the repeat, which picks its inputs.
-        repeats: of all; one more before them is not counted.
+        repeats: of all.
     """
     found: dict[str, list[float]] = {name: [] for name in runs}
     names: Sequence[str] = list(runs)
-    for repeat in range(-1, repeats):
+    for repeat in range(repeats):
         # Each time another one comes first.
-        turn = max(repeat, 0) % len(names)
+        turn = repeat % len(names)
         for name in [*names[turn:], *names[:turn]]:
+            jax.block_until_ready(runs[name](repeat))
             start = time.perf_counter()
-            jax.block_until_ready(runs[name](max(repeat, 0)))
-            if repeat >= 0:
-                found[name].append(time.perf_counter() - start)
+            jax.block_until_ready(runs[name](repeat))
+            found[name].append(time.perf_counter() - start)
     return {name: np.asarray(times) for name, times in found.items()}
