@@ -217,12 +217,11 @@ class Interface(nn.Module):
         scores = bias_scores(features, state, self.config.bound)
         by_token = token_scores(features, state, self.config.bound)
         layers, batch = self.gain.shape[0], scores.shape[0]
+        gain = self.gain[:, None, :, None]
         read, write = self.value_read[:, None], self.value_write[:, None]
         return EvidenceEdit(
-            logit_bias=self.gain[:, None, :, None] * scores[None, :, None],
-            token_bias=TOKEN_GAIN
-            * self.gain.mean(axis=1)[:, None, None, None]
-            * by_token[None, :, None],
+            logit_bias=gain * scores[None, :, None],
+            token_bias=TOKEN_GAIN * gain.mean(axis=2, keepdims=True) * by_token[None, :, None],
             value_down=jnp.broadcast_to(read, (layers, batch, *read.shape[2:])),
             value_up=jnp.einsum("bij,ljw->lbiw", state.value, write[:, 0]),
         )
