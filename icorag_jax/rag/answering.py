@@ -256,7 +256,8 @@ def fold_edit(evidence: Evidence, edit: EvidenceEdit, layer: int) -> tuple[Evide
     edited = values + change.reshape(values.shape)
     left = EvidenceEdit(
         logit_bias=edit.logit_bias[..., :0],
-        token_bias=jax.vmap(evidence_bias, in_axes=(0, None))(edit, evidence.passages),
+        # In a loop, whose results are kept: else the compiler does it again for each query row.
+        token_bias=jax.lax.map(lambda of_layer: evidence_bias(of_layer, evidence.passages), edit),
         value_down=edit.value_down[..., :0],
         value_up=edit.value_up[:, :, :0],
     )

@@ -31,6 +31,7 @@ import math
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -187,7 +188,8 @@ class Interface(nn.Module):
             jnp.concatenate([question, jnp.ones_like(question[:, :1])], axis=-1),
             jnp.where(there, passages, 0),
             compare_passages(own, asked_words, others, read, axes),
-            compare_tokens(others, read),
+            # What tokens are to learn is how far to step (`icorag_jax.rag.updater`), not words.
+            jax.lax.stop_gradient(compare_tokens(others, read)),
             read.present,
             read.passage_of,
         )

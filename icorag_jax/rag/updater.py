@@ -26,6 +26,8 @@ words that two passages share beyond what others do, whether one completes what 
 the question, and which one's number is larger: a passage counts for more because it resembles,
 completes, contradicts or exceeds another one, which no shared interface can know of. That of token
 t gains `sum_i w_i (1 + m . b_i) eta'' d_ti`, so that what several passages name counts for more.
+Of this, `eta''` alone is learned: what finds the tokens of an answer among all, were weights of
+words and of passages learned from it too, does harm on tasks that were not trained on.
 
 What is learned of states of questions and passages helps on some tasks that were not trained on,
 and harms on others (`docs/method.md`); it may be set to zero there (`without_states`). What is left
@@ -57,6 +59,9 @@ from icorag_jax.theory.objective import Block
 # What is read: the passages; or, in controls, learned vectors, in the place of each passage by its
 # rank (what a step adds to `V` then is to the passages of these ranks), or in no passage's place.
 Reads = Literal["passages", "ranks", "vectors"]
+
+# The sizes of steps of tokens among those of a step.
+OF_TOKENS = slice(KERNELS + 1, KERNELS + 1 + TOKEN_KERNELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,9 @@ class Updater(nn.Module):
         weighing_sizes = jnp.pad(weighing_sizes, ((0, 1), (0, TOKEN_KERNELS + 1), (0, 0)))
         # The constant as it is, and all else as large as it together.
         question = features.question.at[:, :-1].multiply(asked**-0.5)
-        sizes = [_sizes_for(question, each) for each in (step_sizes, weighing_sizes)]
+        of_tokens = _sizes_for(jax.lax.stop_gradient(question), step_sizes[:, OF_TOKENS])
+        step_sizes = _sizes_for(question, step_sizes)
+        sizes = [step_sizes.at[..., OF_TOKENS].set(of_tokens), _sizes_for(question, weighing_sizes)]
         for step_size, weighing_size in zip(*sizes, strict=True):
             scores = passage_scores(features, weigher)
             shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
@@ -175,8 +182,7 @@ def without_states(config: InterfaceConfig, parameters: Any) -> Any:
         name: jnp.where(is_constant[None, None], parameters[name], 0)
         for name in ("step_sizes", "weighing_sizes")
     }
-    of_tokens = slice(KERNELS + 1, KERNELS + 1 + TOKEN_KERNELS)
-    sizes["step_sizes"] = sizes["step_sizes"].at[:, of_tokens].set(0)
+    sizes["step_sizes"] = sizes["step_sizes"].at[:, OF_TOKENS].set(0)
     values = jnp.where(is_said[:, None], parameters["values"], 0)
     return {**parameters, **sizes, "values": values}
 
@@ -203,8 +209,9 @@ def _take_step(
     """
     (batch, asked, read), rank = state.bias.shape, state.value.shape[2]
     sizes = step_sizes[:, :, None, None]
-    own = change[:, :asked, None, read:-rank] * step_sizes[:, None, 1:-1, None]
-    words, tokens = own[:, :, :KERNELS], own[:, :, KERNELS:]
+    own = change[:, :asked, None, read:-rank]
+    words = own * step_sizes[:, None, 1 : KERNELS + 1, None]
+    tokens = jax.lax.stop_gradient(own) * step_sizes[:, None, OF_TOKENS, None]
     return InterfaceState(
         state.bias + sizes[:, 0] * change[:, :asked, :read],
         state.words + words.reshape(batch, asked, -1),

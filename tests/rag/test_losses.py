@@ -12,6 +12,7 @@ from icorag_jax.rag import frozen, losses
 from icorag_jax.rag.interface import bias_scores, token_scores
 from icorag_jax.rag.losses import LossWeights
 from icorag_jax.rag.method import predict_state
+from icorag_jax.rag.updater import OF_TOKENS
 
 FROZEN = small.parameters()
 METHOD = small.method("updater")
@@ -62,6 +63,27 @@ def test_steps_on_selection_are_those_of_the_loss_without_answers():
     assert not slopes["interface"]["gain"].any()
     assert not slopes["interface"]["value_read"].any()
     assert np.abs(slopes["updater"]["step_sizes"]).max() > 0
+
+
+def test_tokens_teach_their_own_sizes_of_steps_and_nothing_else():
+    """Words and passages are weighed as if there were no loss of tokens."""
+    parameters, reading = small.drawn("updater"), small.reading()
+
+    @jax.jit
+    @jax.grad
+    def slopes(parameters):
+        features, state = predict_state(METHOD, DECODER, parameters, reading.context)
+        scores = token_scores(features, state, METHOD.interface.bound)
+        each, says = losses.token_selection_losses(scores, reading)
+        return jnp.where(says, each, 0).sum()
+
+    found = slopes(parameters)
+    sizes = np.array(found["updater"]["step_sizes"])
+    assert np.abs(sizes[:, OF_TOKENS]).max(axis=-1).min() > 0
+    sizes[:, OF_TOKENS] = 0
+    found["updater"]["step_sizes"] = sizes
+    for leaf in jax.tree.leaves(found["updater"]) + jax.tree.leaves(found["interface"]):
+        assert not np.asarray(leaf).any()
 
 
 def test_the_loss_is_that_of_answers_of_selection_and_a_penalty_on_biases():
