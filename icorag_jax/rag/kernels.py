@@ -38,9 +38,8 @@ TOKEN_KERNELS = SPANS
 # Of `completion` times a similarity, which is a tenth where a passage completes another one. Not in
 # deviations: where no passage does, it has to stay small.
 COMPLETION_SCALE = 10.0
-# Of a token's weight in a passage, which is a few tenths for a name, likewise; and sizes of steps,
-# all that tokens learn, are learned by so much faster.
-TOKEN_SCALE = 40.0
+# Of a token's weight in a passage, which is a few tenths for a name, likewise.
+TOKEN_SCALE = 10.0
 
 
 class AskedWords(NamedTuple):

@@ -62,6 +62,9 @@ Reads = Literal["passages", "ranks", "vectors"]
 
 # The sizes of steps of tokens among those of a step.
 OF_TOKENS = slice(KERNELS + 1, KERNELS + 1 + TOKEN_KERNELS)
+# How many times they count. They are all that tokens learn, and the optimizer moves any parameter
+# by as much.
+TOKEN_RATE = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,9 @@ class Updater(nn.Module):
         weighing_sizes = jnp.pad(weighing_sizes, ((0, 1), (0, TOKEN_KERNELS + 1), (0, 0)))
         # The constant as it is, and all else as large as it together.
         question = features.question.at[:, :-1].multiply(asked**-0.5)
-        of_tokens = _sizes_for(jax.lax.stop_gradient(question), step_sizes[:, OF_TOKENS])
+        of_tokens = _sizes_for(
+            jax.lax.stop_gradient(question), TOKEN_RATE * step_sizes[:, OF_TOKENS]
+        )
         step_sizes = _sizes_for(question, step_sizes)
         sizes = [step_sizes.at[..., OF_TOKENS].set(of_tokens), _sizes_for(question, weighing_sizes)]
         for step_size, weighing_size in zip(*sizes, strict=True):

@@ -123,7 +123,7 @@ def shared_tokens(context, axes, b):
         for other in {0, 1, 2} - {of} if of >= 0 else ():
             found[row, 0, other] = new[other][0].get((token,), 0)
             found[row, 1, other] = sum(new[other][1].get(pair, 0) for pair in pairs)
-    return 40 * found
+    return 10 * found
 
 
 def larger_number(context, axes, b):

@@ -13,7 +13,7 @@ from small import INTERFACE
 
 from icorag_jax.rag.interface import Features, InterfaceState, passage_scores, token_scores
 from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
-from icorag_jax.rag.updater import Updater, UpdaterConfig, read_step, without_states
+from icorag_jax.rag.updater import OF_TOKENS, Updater, UpdaterConfig, read_step, without_states
 from icorag_jax.theory.constructions import direct_layers
 from icorag_jax.theory.episodes import Episode
 from icorag_jax.theory.objective import Block, block_mask, gradient, gradient_descent, payloads
@@ -162,6 +162,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     question[0], question[-1] = np.sqrt(asked), 1
     step_sizes = np.zeros((1, ALL_KERNELS + 2, asked))
     step_sizes[0, :, 0] = step_sizes[0, :, -1] = rates / 2
+    step_sizes[0, OF_TOKENS] /= 4
     start_bias, weighing = np.zeros((asked, read)), np.zeros((1, config.word_features))
     start_bias[:, on] = start_x
     # The constant of the question asks for the trait of confidence.
@@ -235,6 +236,7 @@ def update_in_numpy(features, state, parameters):
     others = np.zeros_like(words)
     question = np.concatenate([a[:-1] / np.sqrt(len(a)), a[-1:]])
     step_sizes, own_sizes = p["step_sizes"] @ question, [*(p["weighing_sizes"] @ question), None]
+    step_sizes[:, OF_TOKENS] *= 4
     for rates, own_rates in zip(step_sizes, own_sizes, strict=True):
         scores = b @ weigher.T @ a / size + c @ others.T @ a
         weights = np.exp(scores - scores.max())
@@ -316,7 +318,7 @@ def test_the_bias_of_a_token_gains_what_other_passages_say_of_it():
         rates = np.asarray(parameters["step_sizes"][0], np.float64) @ question
         worth = 1 + b[row] @ np.asarray(parameters["values"][:, 0]) / np.sqrt(b.shape[-1])
         by_span = d[row].reshape(-1, TOKEN_KERNELS, 3) @ worth / 3
-        expected = by_span @ rates[1 + KERNELS : -1]
+        expected = by_span @ (4 * rates[1 + KERNELS : -1])
         np.testing.assert_allclose(found[row], expected - expected.mean(), atol=1e-3)
 
 
