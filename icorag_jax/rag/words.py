@@ -51,9 +51,8 @@ def weigh_words(
     shown = jnp.where(owner[None], jnp.moveaxis(scores, -1, 0)[:, :, None], -jnp.inf)
     highest = jnp.max(shown, axis=-1, keepdims=True, initial=jnp.finfo(scores.dtype).min)
     weights = jnp.exp(shown - jax.lax.stop_gradient(highest))
-    same = _same(tokens, tokens)
     # Once for all: what comes after would grow with the square of the rows each time.
-    first = jax.nn.one_hot(_first(same), tokens.shape[1], dtype=scores.dtype)
+    first = jax.nn.one_hot(_first(tokens, tokens), tokens.shape[1], dtype=scores.dtype)
     return _unit(Words(tokens, jnp.einsum("kbit,kbts->kbis", weights, first)))
 
 
@@ -75,7 +74,7 @@ def heaviness(
         tokens: ids, one after the other.
     """
     # All of a word's weight is where it comes first.
-    first = _first(_same(tokens, texts.tokens))[:, :, None]
+    first = _first(tokens, texts.tokens)[:, :, None]
     found = jnp.take_along_axis(texts.weights, first, axis=-1, mode="fill", fill_value=0)
     return found.transpose(1, 3, 2, 0)
 
@@ -158,8 +157,10 @@ def _same(
     return jnp.stack([same, pairs])
 
 
-def _first(same: Bool[Array, "spans batch tokens others"]) -> Int[Array, "spans batch tokens"]:
-    """Where a token comes first among others, their number where nowhere."""
-    count = same.shape[-1]
+def _first(
+    tokens: Int[Array, "batch tokens"], others: Int[Array, "batch others"]
+) -> Int[Array, "spans batch tokens"]:
+    """Where tokens, and the pairs that end with them, come first in others; past these if not."""
+    count = others.shape[1]
     # A minimum takes a fraction of the time of `argmax`.
-    return jnp.min(jnp.where(same, jnp.arange(count), count), axis=-1)
+    return jnp.min(jnp.where(_same(tokens, others), jnp.arange(count), count), axis=-1)
