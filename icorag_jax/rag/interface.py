@@ -15,11 +15,11 @@ scores as they are, and keeps large ones below `InterfaceConfig.bound`
 
 `a` are features of the question and `b_j` of passage j: hidden states of the frozen model, pooled
 by learned weights and projected, and what the retriever, its number (`icorag_jax.rag.traits`) and
-the words that it shares with the question say of it. `c_j` is what it has to do with each other
-passage, words that both have and which one's number is larger, and `d_t` how heavy token t is in
-each passage but its own (`icorag_jax.rag.kernels`). `V` and `T` are the part of the state on
-vectors of words, which are many more than passages, in terms of the passages' own vectors. With the
-state at zero the model is the frozen model, bit for bit.
+the words that it shares with the question say of it. `c_j` is what it has to do with each passage,
+words that both have, which one's number is larger and whether it is that one, and `d_t` how heavy
+token t is in each passage but its own (`icorag_jax.rag.kernels`). `V` and `T` are the part of the
+state on vectors of words, which are many more than passages, in terms of the passages' own vectors.
+With the state at zero the model is the frozen model, bit for bit.
 
 Axes: as in `icorag_jax.rag.context`; `question` and `passage` features of either, `axes` passages
 by kernels, `token_axes` passages by kernels of tokens, `rank` of the edit of values, `layers` those
@@ -37,12 +37,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.evidence_attention import EvidenceEdit
+from icorag_jax.rag.chains import Links, find_links
 from icorag_jax.rag.context import Context, passage_rows
 from icorag_jax.rag.deviations import bounded, standardize
 from icorag_jax.rag.kernels import ask_words, compare_passages, compare_tokens
 from icorag_jax.rag.pooling import Pool, normalize
 from icorag_jax.rag.traits import TRAITS
-from icorag_jax.rag.words import SPANS, Words, coverage, similarity, weigh_words
+from icorag_jax.rag.words import (
+    SPANS,
+    Words,
+    coverage,
+    similarity,
+    weigh_by_rarity,
+    weigh_words,
+)
 
 # Scores of tokens that select best on their own are twice what attention does best with in all
 # layers at once (`docs/method.md`).
@@ -119,6 +127,7 @@ class Features(NamedTuple):
         tokens: `d`, 0 where a row of evidence is of no passage.
         present: whether there is a passage.
         passage_of: which passage a row of evidence belongs to, -1 where to none.
+        links: of the passages.
     """
 
     question: Float[Array, "batch question"]
@@ -127,6 +136,7 @@ class Features(NamedTuple):
     tokens: Float[Array, "batch evidence token_axes"]
     present: Bool[Array, "batch passages"]
     passage_of: Int[Array, "batch evidence"]
+    links: Links
 
 
 class Interface(nn.Module):
@@ -164,20 +174,22 @@ class Interface(nn.Module):
         )
         self.value = self.param("value", nn.initializers.zeros, (config.rank, config.rank))
 
-    def features(self, asked: Context, read: Context, axes: Context) -> Features:
+    def features(self, asked: Context, read: Context, axes: Context | None = None) -> Features:
         """The features of questions and passages, float32.
 
         Args:
             asked: where the questions are from.
             read: where the passages are from.
-            axes: the passages that those of `read` are compared with, as `c`.
+            axes: of another question, whose passages those of `read` are compared with, as `c`;
+                None compares them with each other.
         """
         is_question = asked.is_question[:, None]
         question = self.question_pool(asked.question_states, is_question)[:, 0]
         pooled = self.passage_pool(read.evidence_states, passage_rows(read))
         words, own = self._passage_words(read), self._question_words(asked)
         asked_words = ask_words(own, words)
-        others = asked_words if axes is read else ask_words(own, self._passage_words(axes))
+        others = None if axes is None else ask_words(own, self._passage_words(axes))
+        own = weigh_by_rarity(own, asked_words.has, read.present)
         asked_for = standardize(similarity(own, words)[:, 0], read.present)
         # From the middle, in quarters; not against the question's other passages.
         covered = 4 * coverage(own, asked_words.has) - 2
@@ -187,16 +199,20 @@ class Interface(nn.Module):
         return Features(
             jnp.concatenate([question, jnp.ones_like(question[:, :1])], axis=-1),
             jnp.where(there, passages, 0),
-            compare_passages(own, asked_words, others, read, axes),
+            compare_passages(asked_words, others, read, axes or read),
             # What tokens are to learn is how far to step (`icorag_jax.rag.updater`), not words.
-            jax.lax.stop_gradient(compare_tokens(others, read)),
+            jax.lax.stop_gradient(compare_tokens(others or asked_words, read)),
             read.present,
             read.passage_of,
+            find_links(own, asked_words),
         )
 
     def _passage_words(self, context: Context) -> Words:
         states = normalize(context.evidence_states.astype(jnp.float32))
-        return weigh_words(context.evidence_tokens, states @ self.importance, passage_rows(context))
+        words = weigh_words(
+            context.evidence_tokens, states @ self.importance, passage_rows(context)
+        )
+        return weigh_by_rarity(words, words.weights > 0, context.present)
 
     def _question_words(self, context: Context) -> Words:
         states = normalize(context.question_states.astype(jnp.float32))

@@ -1,10 +1,10 @@
 """What passages, and their single tokens, have to do with each other passage of a question.
 
-| kernel        | of passages i and j                                                         |
-| ------------- | --------------------------------------------------------------------------- |
-| words         | the words that both have: of all, and of those that the question has not    |
-| completion    | the latter, times what of the question j has and i has not                  |
-| order         | which one's number is larger                                                |
+| kernel | of passages i and j                                                          |
+| ------ | ---------------------------------------------------------------------------- |
+| words  | the words that both have: of all, and of those that the question has not     |
+| order  | which one's number is larger                                                 |
+| itself | whether they are the same one                                                |
 
 Of a passage and a token there are the words that the question has not alone: how heavy the token is
 in the passage. A passage shares with another one what its tokens do, all summed.
@@ -24,7 +24,6 @@ from icorag_jax.rag.words import (
     SPANS,
     WORD_KERNELS,
     Words,
-    completion,
     has_words,
     heaviness,
     similarity,
@@ -32,13 +31,13 @@ from icorag_jax.rag.words import (
     without,
 )
 
+# But for the last, which only moves act on (`icorag_jax.rag.chains`).
 KERNELS = WORD_KERNELS + 1
+PASSAGE_KERNELS = KERNELS + 1
 # Of tokens there is one of each span.
 TOKEN_KERNELS = SPANS
-# Of `completion` times a similarity, which is a tenth where a passage completes another one. Not in
-# deviations: where no passage does, it has to stay small.
-COMPLETION_SCALE = 10.0
-# Of a token's weight in a passage, which is a few tenths for a name, likewise.
+# Of a token's weight in a passage, which is a few tenths for a name. Not in deviations: where no
+# passage has a token, it has to stay small.
 TOKEN_SCALE = 10.0
 
 
@@ -62,36 +61,36 @@ def ask_words(question: Words, words: Words) -> AskedWords:
 
 
 def compare_passages(
-    question: Words, passages: AskedWords, others: AskedWords, read: Context, axes: Context
+    passages: AskedWords, others: AskedWords | None, read: Context, axes: Context
 ) -> Float[Array, "batch passages axes"]:
-    """What each passage has to do with the others, 0 for itself and where there is none.
+    """What each passage has to do with the others, 0 where there is none.
 
     Args:
-        question: a single text in each row.
         passages: the passages, from `ask_words`.
-        others: that they are compared with; the same object where these are the passages.
+        others: those of another question that they are compared with; None for the passages.
         read: where the passages are from.
         axes: where the others are from.
     """
-    if others is passages:
-        all_words = similarity_within(passages.words)
-        new_words = similarity_within(passages.new)
+    if others is None:
+        parts = [similarity_within(passages.words), similarity_within(passages.new)]
     else:
-        all_words = similarity(others.words, passages.words)
-        new_words = similarity(others.new, passages.new)
-    # By single tokens: pairs of a question are seldom in a passage.
-    completes = new_words * completion(question, passages.has, others.has)[..., :1]
-    shared = jnp.concatenate([all_words, new_words], axis=-1)
-    shared = jnp.concatenate(
+        parts = [
+            similarity(others.words, passages.words), similarity(others.new, passages.new)
+        ]  # fmt: skip
+    shared = jnp.concatenate(parts, axis=-1)
+    kernels = jnp.concatenate(
         [
             contrast(shared, axes.present, read.present),
-            COMPLETION_SCALE * apart(completes, axes.present, read.present),
             apart(order(axes.traits, read.traits)[..., None], axes.present, read.present),
         ],
         axis=-1,
     )
-    shared = shared.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
-    return jnp.where(read.present[..., None], shared, 0)
+    kernels = kernels.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
+    # A passage of another question is none of these.
+    itself = jnp.eye(axes.present.shape[1]) if others is None else jnp.zeros(())
+    itself = jnp.broadcast_to(itself, (*read.present.shape, axes.present.shape[1]))
+    kernels = jnp.concatenate([kernels, itself], axis=-1)
+    return jnp.where(read.present[..., None], kernels, 0)
 
 
 def compare_tokens(others: AskedWords, read: Context) -> Float[Array, "batch evidence token_axes"]:

@@ -86,11 +86,11 @@ class Method(nn.Module):
             context: of the questions.
             fed: what the updater is given instead, in controls.
         """
-        fed = fed if self.config.kind == "updater" and fed is not None else context
+        fed = fed if self.config.kind == "updater" else None
         features = self.interface.features(context, context, axes=fed)
         state = self.interface.shared_state(features)
         if self.config.kind != "shared":
-            read = features if fed is context else self.interface.features(context, fed, axes=fed)
+            read = features if fed is None else self.interface.features(context, fed)
             state = self.updater(read, state)
         return features, state
 

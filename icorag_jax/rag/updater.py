@@ -17,17 +17,20 @@ a kernel does. How far a step goes is for the question to say: `eta = g . a`, an
 `eta'` likewise. A question for the smaller of two numbers turns the kernel of their order about,
 and no other one.
 
-The weights are the softmax of the scores that the passages have in a state of their own, which
-starts from a learned `W` of traits and words alone, and takes the same steps with sizes of its own:
-what has to be read next, the passage that leads on, is not what an answer is read off in the end.
+The weights of the first read are the softmax of learned scores of traits and words alone, which
+start from how much of the question a passage has. Then they move along chains of passages
+(`icorag_jax.rag.chains`): of `w_j`, the share `M_jk` goes on to the passage k that j leads to. The
+coordinates of `V` that stand for the passages as such take what has moved, `eta'' sum_j w_j rho_j
+M_j^T`: a passage counts for more where a read arrives at it, and for less where it is left. `eta''`
+is the same for all reads: a third hop is taken as the second is.
 
-The bias of passage j gains `sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j))`, with `k` the
-words that two passages share beyond what others do, whether one completes what the other says of
-the question, and which one's number is larger: a passage counts for more because it resembles,
-completes, contradicts or exceeds another one, which no shared interface can know of. That of token
-t gains `sum_i w_i (1 + m . b_i) eta'' d_ti`, so that what several passages name counts for more.
-Of this, `eta''` alone is learned: what finds the tokens of an answer among all, were weights of
-words and of passages learned from it too, does harm on tasks that were not trained on.
+The bias of passage j gains `sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j) + eta'' M_ij)`,
+with `k` the words that two passages share beyond what others do, and which one's number is larger:
+a passage counts for more because it resembles, exceeds or goes on from another one, which no shared
+interface can know of. That of token t gains `sum_i w_i (1 + m . b_i) eta_t d_ti`, so that what
+several passages name counts for more. Of this, `eta_t` alone is learned: what finds the tokens of
+an answer among all, were weights of words and of passages learned from it too, does harm on tasks
+that were not trained on.
 
 What is learned of states of questions and passages helps on some tasks that were not trained on,
 and harms on others (`docs/method.md`); it may be set to zero there (`without_states`). What is left
@@ -44,14 +47,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from icorag_jax.rag.chains import follow
 from icorag_jax.rag.deviations import centre
-from icorag_jax.rag.interface import (
-    Features,
-    InterfaceConfig,
-    InterfaceState,
-    passage_scores,
-)
+from icorag_jax.rag.interface import Features, InterfaceConfig, InterfaceState
 from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
+from icorag_jax.rag.traits import TRAITS
+from icorag_jax.rag.words import SPANS, WORD_KERNELS
 from icorag_jax.theory.attention import attend, linear_kernel
 from icorag_jax.theory.constructions import factored_layers
 from icorag_jax.theory.objective import Block
@@ -60,11 +61,16 @@ from icorag_jax.theory.objective import Block
 # rank (what a step adds to `V` then is to the passages of these ranks), or in no passage's place.
 Reads = Literal["passages", "ranks", "vectors"]
 
-# The sizes of steps of tokens among those of a step.
+# The sizes of steps of words, and of tokens, among those of a step.
+OF_WORDS = slice(1, WORD_KERNELS + 1)
 OF_TOKENS = slice(KERNELS + 1, KERNELS + 1 + TOKEN_KERNELS)
 # How many times they count. They are all that tokens learn, and the optimizer moves any parameter
 # by as much.
 TOKEN_RATE = 4.0
+# Likewise the size of moves, which are at most 1 where scores are a few.
+MOVE_RATE = 30.0
+# Of what a passage has of the question's words, in the scores that weights start from.
+ASKED_FIRST = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,43 +125,43 @@ class Updater(nn.Module):
         to_value_values = self.param("value_values", nn.initializers.normal(rank**-0.5), (1, rank))
         # Of `W`, of each kernel in `V` and `T`, and of `S`; at zero nothing is updated.
         step_sizes = self.param("step_sizes", zeros, (steps, KERNELS + TOKEN_KERNELS + 2, asked))
-        # Where the state that weighs passages starts, and its steps; after the last read, none.
-        weighing = self.param("weighing", zeros, (1, said))
-        weighing = jnp.pad(weighing, ((asked - 1, 0), (read - said, 0)))
-        weighing_sizes = self.param("weighing_sizes", zeros, (steps - 1, KERNELS + 1, asked))
+        move_size = self.param("move_size", zeros, (asked,))
+        weighing = _asked_first(self.param("weighing", zeros, (said,)))
         passages = features.passages * read**-0.5
         keys = centre(passages, present) @ to_keys
         # Not by a product of matrices, whose rounding differs from row to row of a batch.
         worth = 1 + jnp.sum(passages * to_values.T[None], axis=-1, keepdims=True)
+        scores = jnp.sum(passages[..., -said:] * weighing[None, None], axis=-1)
         values = jnp.pad(worth, ((0, 0), (0, 0), (asked - 1, 0)))
         values = jnp.concatenate([values, worth @ to_value_values], axis=-1)
+        value_keys = keys @ to_value_keys
         count = present.shape[1]
         # A vector that stands for no passage has no words, and no part in `V` or `T`.
         own = jnp.zeros(()) if self.reads == "vectors" else jnp.eye(count)
         own = jnp.broadcast_to(own, (*present.shape, count))
-        # Once for all kernels, which differ in the sizes of their steps alone.
-        keys = jnp.concatenate([keys, own, keys @ to_value_keys], axis=-1)
-        blocks = (Block(asked, read + count), Block(rank, rank))
-        weigher = InterfaceState(
-            jnp.broadcast_to(weighing, state.bias.shape), *map(jnp.zeros_like, state[1:])
-        )
-        weighing_sizes = jnp.pad(weighing_sizes, ((0, 1), (0, TOKEN_KERNELS + 1), (0, 0)))
+        blocks = (Block(asked, read + 2 * count), Block(rank, rank))
         # The constant as it is, and all else as large as it together.
         question = features.question.at[:, :-1].multiply(asked**-0.5)
         of_tokens = _sizes_for(
             jax.lax.stop_gradient(question), TOKEN_RATE * step_sizes[:, OF_TOKENS]
         )
-        step_sizes = _sizes_for(question, step_sizes)
-        sizes = [step_sizes.at[..., OF_TOKENS].set(of_tokens), _sizes_for(question, weighing_sizes)]
-        for step_size, weighing_size in zip(*sizes, strict=True):
-            scores = passage_scores(features, weigher)
-            shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
-            weights = jnp.where(present, jax.nn.softmax(shown, axis=-1), 0)
+        step_sizes = _sizes_for(question, step_sizes).at[..., OF_TOKENS].set(of_tokens)
+        move_size = MOVE_RATE * jnp.sum(question * move_size[None], axis=-1)
+        shown = jnp.where(present, scores, jnp.finfo(scores.dtype).min)
+        weights = jnp.where(present, jax.nn.softmax(shown, axis=-1), 0)
+        before = jnp.zeros_like(weights)
+        for step_size in step_sizes:
+            moves = jnp.zeros_like(own)
+            if self.reads == "passages":
+                moves = follow(features.links, before, present)
+            # Once for all kernels, which differ in the sizes of their steps alone.
+            every_key = jnp.concatenate([keys, own, moves, value_keys], axis=-1)
             change = jax.vmap(read_step, in_axes=(None, 0, 0, 0, 0))(
-                blocks, keys, values, weights, present
+                blocks, every_key, values, weights, present
             )
-            state = _take_step(state, change, step_size)
-            weigher = _take_step(weigher, change, weighing_size)
+            state = _take_step(state, change, step_size, move_size)
+            before = jnp.minimum(before + weights, 1)
+            weights = weights + jnp.einsum("bi,bij->bj", weights, moves)
         return state
 
     def _learned(self, features: Features) -> Features:
@@ -173,8 +179,10 @@ def without_states(config: InterfaceConfig, parameters: Any) -> Any:
     """An updater's parameters with zeros for what hidden states of questions and passages say.
 
     Values then go by traits and words, and sizes of steps are the same for all questions; weights
-    of passages start from traits and words as it is. Tokens get no bias: whether an answer is what
-    several passages name, or what a single one does, is for the question to say.
+    of passages go by traits and words as it is. Tokens get no bias: whether an answer is what
+    several passages name, or what a single one does, is for the question to say. And no passage
+    counts for more for the words that it shares: that is as good a rule as chains where all lead
+    from one passage to a second, and leads to the second where there is a third.
 
     Args:
         config: sizes of the interface.
@@ -183,13 +191,21 @@ def without_states(config: InterfaceConfig, parameters: Any) -> Any:
     read, asked = config.passage_features, config.question_features
     is_said = jnp.arange(read) >= read - config.word_features
     is_constant = jnp.arange(asked) == asked - 1
-    sizes = {
-        name: jnp.where(is_constant[None, None], parameters[name], 0)
-        for name in ("step_sizes", "weighing_sizes")
-    }
-    sizes["step_sizes"] = sizes["step_sizes"].at[:, OF_TOKENS].set(0)
+    step_sizes = jnp.where(is_constant[None, None], parameters["step_sizes"], 0)
+    for part in (OF_WORDS, OF_TOKENS):
+        step_sizes = step_sizes.at[:, part].set(0)
+    move_size = jnp.where(is_constant, parameters["move_size"], 0)
     values = jnp.where(is_said[:, None], parameters["values"], 0)
-    return {**parameters, **sizes, "values": values}
+    return {**parameters, "step_sizes": step_sizes, "move_size": move_size, "values": values}
+
+
+def _asked_first(weighing: Float[Array, " said"]) -> Float[Array, " said"]:
+    """Weighing of traits and words that starts from what passages have of the question.
+
+    Of its tokens, against the others and as a share; pairs of a question are seldom in a passage.
+    """
+    of_tokens = jnp.asarray([TRAITS, TRAITS + SPANS])
+    return weighing.at[of_tokens].add(ASKED_FIRST)
 
 
 def _sizes_for(
@@ -204,6 +220,7 @@ def _take_step(
     state: InterfaceState,
     change: Float[Array, "batch d_c d_z"],
     step_sizes: Float[Array, "batch parts"],
+    move_size: Float[Array, "batch"],
 ) -> InterfaceState:
     """The state after a step along a change.
 
@@ -211,15 +228,19 @@ def _take_step(
         state: before it.
         change: from `read_step`.
         step_sizes: of `W`, of each kernel in `V` and `T`, and of `S`.
+        move_size: of what moves in `V`.
     """
     (batch, asked, read), rank = state.bias.shape, state.value.shape[2]
+    count = (change.shape[2] - read - rank) // 2
     sizes = step_sizes[:, :, None, None]
-    own = change[:, :asked, None, read:-rank]
+    own = change[:, :asked, None, read : read + count]
     words = own * step_sizes[:, None, 1 : KERNELS + 1, None]
+    moved = change[:, :asked, read + count : -rank] * move_size[:, None, None]
     tokens = jax.lax.stop_gradient(own) * step_sizes[:, None, OF_TOKENS, None]
+    words = jnp.concatenate([words.reshape(batch, asked, -1), moved], axis=-1)
     return InterfaceState(
         state.bias + sizes[:, 0] * change[:, :asked, :read],
-        state.words + words.reshape(batch, asked, -1),
+        state.words + words,
         state.tokens + tokens.reshape(batch, asked, -1),
         state.value + sizes[:, -1] * change[:, asked:, -rank:],
     )

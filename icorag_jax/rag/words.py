@@ -1,9 +1,9 @@
 """How similar texts are by the tokens that they share, which the frozen model's ids tell exactly.
 
 A text is the vector of its tokens, or of its pairs of neighbouring tokens, each as heavy as learned
-from the frozen model's states: names count, and the words that all texts have do not. What two
-texts share is the cosine of their vectors. Pooled states of a few dozen features could not tell one
-name from another.
+from the frozen model's states, times how few of a question's passages have it (inverse document
+frequency): names count, and the words that all texts have do not. What two texts share is the
+cosine of their vectors. Pooled states of a few dozen features could not tell one name from another.
 
 Axes: `texts` of a question, `others` likewise, `spans` single tokens and pairs.
 """
@@ -16,11 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Single tokens, and pairs of neighbours.
 SPANS = 2
-# Passages are compared by either of all their words, and of those that the question does not have:
-# what ties the second of two facts to the first is a name that the question leaves to be found. The
-# last are these once more, times the share of the question's words that one has and the other has
-# not: a passage that leads on is completed by another, and where nothing is left to be found, none.
-WORD_KERNELS = 3 * SPANS
+# Passages are compared by either of all their words, and of those that the question does not have.
+WORD_KERNELS = 2 * SPANS
 
 
 class Words(NamedTuple):
@@ -54,6 +51,27 @@ def weigh_words(
     # Once for all: what comes after would grow with the square of the rows each time.
     first = jax.nn.one_hot(_first(tokens, tokens), tokens.shape[1], dtype=scores.dtype)
     return _unit(Words(tokens, jnp.einsum("kbit,kbts->kbis", weights, first)))
+
+
+def weigh_by_rarity(
+    words: Words,
+    has: Bool[Array, "spans batch passages tokens"],
+    present: Bool[Array, "batch passages"],
+) -> Words:
+    """Texts whose words count `log((1 + passages) / passages with it)` times as much.
+
+    A word that no passage has counts nothing: it is not to be found.
+
+    Args:
+        words: the passages, or a single text in each row.
+        has: which of the words passages have.
+        present: which passages there are.
+    """
+    dtype = words.weights.dtype
+    passages = 1 + jnp.sum(present, axis=1)[None, :, None, None].astype(dtype)
+    frequency = jnp.sum(has, axis=2, keepdims=True).astype(dtype)
+    rarity = jnp.where(frequency > 0, jnp.log(passages / jnp.maximum(frequency, 1)), 0)
+    return _unit(words._replace(weights=words.weights * rarity))
 
 
 def similarity(one: Words, other: Words) -> Float[Array, "batch texts others spans"]:
@@ -116,28 +134,10 @@ def coverage(
         text: a single one in each row.
         has: which they have, from `has_words`.
     """
-    return jnp.einsum("kbjt,kbt->bjk", has.astype(text.weights.dtype), _shares(text))
+    return jnp.einsum("kbjt,kbt->bjk", has.astype(text.weights.dtype), shares_of(text))
 
 
-def completion(
-    text: Words,
-    has: Bool[Array, "spans batch texts tokens"],
-    others_have: Bool[Array, "spans batch others tokens"],
-) -> Float[Array, "batch others texts spans"]:
-    """Share of the words of a single text that a text has and another has not, in [0, 1].
-
-    Args:
-        text: a single one in each row.
-        has: which the former have, from `has_words`.
-        others_have: likewise the latter.
-    """
-    dtype = text.weights.dtype
-    return jnp.einsum(
-        "kbit,kbjt,kbt->bijk", (~others_have).astype(dtype), has.astype(dtype), _shares(text)
-    )
-
-
-def _shares(text: Words) -> Float[Array, "spans batch tokens"]:
+def shares_of(text: Words) -> Float[Array, "spans batch tokens"]:
     """How much each word of a single text is of it, their sum 1."""
     return jnp.square(text.weights[:, :, 0])
 

@@ -22,7 +22,7 @@ from icorag_jax.rag.batches import Batch, BatchConfig, make_batch
 from icorag_jax.rag.context import Context
 from icorag_jax.rag.frozen import Reading
 from icorag_jax.rag.interface import InterfaceConfig, InterfaceState
-from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
+from icorag_jax.rag.kernels import PASSAGE_KERNELS, TOKEN_KERNELS
 from icorag_jax.rag.method import Kind, MethodConfig, init_method, predict_edit
 from icorag_jax.rag.traits import TRAITS
 from icorag_jax.rag.updater import UpdaterConfig
@@ -161,7 +161,7 @@ def random_context(seed: int = 0, batch: int = 3, passages: int = 3) -> Context:
 def random_state(seed: int = 0, batch: int = 3) -> InterfaceState:
     rng = np.random.default_rng(seed)
     asked = INTERFACE.question_features
-    sizes = INTERFACE.passage_features, KERNELS * 3, TOKEN_KERNELS * 3
+    sizes = INTERFACE.passage_features, PASSAGE_KERNELS * 3, TOKEN_KERNELS * 3
     return InterfaceState(
         *(jnp.asarray(rng.normal(size=(batch, asked, size)), jnp.float32) for size in sizes),
         jnp.asarray(rng.normal(size=(batch, INTERFACE.rank, INTERFACE.rank)), jnp.float32),

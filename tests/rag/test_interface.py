@@ -18,7 +18,7 @@ from icorag_jax.rag.interface import (
     bias_scores,
     passage_scores,
 )
-from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
+from icorag_jax.rag.kernels import PASSAGE_KERNELS, TOKEN_KERNELS
 from icorag_jax.rag.words import SPANS
 
 LAYERS = DECODER.num_hidden_layers - LAYER
@@ -32,7 +32,7 @@ def apply(*inputs, method):
 
 
 def features_of(context):
-    return apply(context, context, context, method=Interface.features)
+    return apply(context, context, method=Interface.features)
 
 
 def edit_of(features, state):
@@ -62,9 +62,26 @@ def unit_vector(vector):
     return {name: weight / length for name, weight in vector.items()}
 
 
+def rare(text, passages):
+    """A text's vectors, each word times how few of the passages there are have it."""
+    found = []
+    for span, vector in enumerate(text):
+        having = {name: sum(name in one[span] for one in passages) for name in vector}
+        found.append(unit_vector({
+            name: weight * np.log((1 + len(passages)) / having[name]) if having[name] else 0
+            for name, weight in vector.items()
+        }))  # fmt: skip
+    return found
+
+
 def question_vectors(context, b):
     scores = np.asarray(PARAMETERS["importance"], np.float64)
     return vectors(*(np.asarray(leaf[b]) for leaf in context[3:6]), scores)
+
+
+def rare_question_vectors(context, b):
+    there = np.flatnonzero(context.present[b])
+    return rare(question_vectors(context, b), [passage_vectors(context, b)[c] for c in there])
 
 
 def without_question(text, question):
@@ -81,7 +98,9 @@ def passage_vectors(context, b):
         np.asarray(leaf[b])
         for leaf in (context.evidence_tokens, context.evidence_states, context.passage_of)
     )
-    return [vectors(tokens, states, owner == c, scores) for c in range(3)]
+    found = [vectors(tokens, states, owner == c, scores) for c in range(3)]
+    there = [found[c] for c in np.flatnonzero(context.present[b])]
+    return [rare(text, there) for text in found]
 
 
 def product(one, other, span):
@@ -100,14 +119,12 @@ def shared_words(context, axes, b):
     ])  # fmt: skip
     pairs = np.asarray(context.present[b])[:, None] & np.asarray(axes.present[b])
     pairs &= ~np.eye(3, dtype=bool)
-    # What of the question the one has and the other has not.
-    left = [[covered_by(question, one, 0, but=other) for other in others] for one in read]
-    completes = 10 * np.where(pairs, found[SPANS:] * left, 0)
     means = np.where(pairs, found, 0).sum(axis=-1) / np.maximum(pairs.sum(axis=-1), 1)
     found = np.where(pairs, found - means[..., None], 0)
     variance = (found**2).sum(axis=(1, 2)) / max(pairs.sum(), 1)
     found = found / np.sqrt(variance + 1e-4)[:, None, None]
-    return np.concatenate([found, completes, [np.where(pairs, larger_number(context, axes, b), 0)]])
+    itself = np.eye(3) if axes is context else np.zeros((3, 3))
+    return np.concatenate([found, [np.where(pairs, larger_number(context, axes, b), 0), itself]])
 
 
 def shared_tokens(context, axes, b):
@@ -134,17 +151,13 @@ def larger_number(context, axes, b):
     return np.sign(own[:, None] - other) * has[:, None] * other_has
 
 
-def covered_by(question, text, span, but=None):
-    """Share of a question's words that a text has, and another one has not."""
-    return sum(
-        weight**2
-        for name, weight in question[span].items()
-        if name in text[span] and (but is None or name not in but[span])
-    )
+def covered_by(question, text, span):
+    """Share of a question's words that a text has."""
+    return sum(weight**2 for name, weight in question[span].items() if name in text[span])
 
 
 def with_question(context, b):
-    question = question_vectors(context, b)
+    question = rare_question_vectors(context, b)
     read, there = passage_vectors(context, b), np.asarray(context.present[b])
     found = np.asarray([[product(question, one, span) for span in range(SPANS)] for one in read])
     found = found - found[there].mean(axis=0)
@@ -186,7 +199,7 @@ def test_an_edit_is_that_of_numpy(seed):
     features, state = features_of(small.random_context(seed)), small.random_state(seed)
     edit = edit_of(features, state)
     a, b, c, d, _, owner, w, v, t, s = (
-        np.asarray(leaf, np.float64) for leaf in (*features, *state)
+        np.asarray(leaf, np.float64) for leaf in (*features[:6], *state)
     )
     gain = np.asarray(PARAMETERS["gain"], np.float64)
     read, write = PARAMETERS["value_read"], PARAMETERS["value_write"]
@@ -278,7 +291,7 @@ def test_the_shared_state_is_the_same_for_all():
     for name in ("bias", "value"):
         shared = np.asarray(PARAMETERS[name])
         np.testing.assert_array_equal(getattr(state, name), np.stack([shared] * 3))
-    assert state.words.shape == (3, INTERFACE.question_features, KERNELS * 3)
+    assert state.words.shape == (3, INTERFACE.question_features, PASSAGE_KERNELS * 3)
     assert state.tokens.shape == (3, INTERFACE.question_features, TOKEN_KERNELS * 3)
     assert not state.words.any() and not state.tokens.any()
 

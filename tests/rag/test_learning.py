@@ -156,7 +156,7 @@ def test_in_every_other_step_states_are_hidden_from_the_updater(step):
         functools.partial(method_loss, selection_alone=False), static_argnums=(0, 1)
     )(METHOD, DECODER, weights, FROZEN, shown, picked)
     assert losses.answers == pytest.approx(float(expected.answers), rel=1e-5)
-    for name in ("values", "step_sizes", "weighing_sizes"):
+    for name in ("values", "step_sizes", "move_size"):
         moment = np.asarray(moments["updater"][name])
         goes_by_states = np.asarray(hidden["updater"][name] == 0)
         assert moment[~goes_by_states].any()

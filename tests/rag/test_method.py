@@ -187,7 +187,7 @@ def test_how_many_parameters_there_are():
     assert counts["shared"] == shared
     frames, steps = rank * (read + 1), 2 * (KERNELS + TOKEN_KERNELS + 2) * asked
     maps = read * read + read
-    weighing = INTERFACE.word_features + (KERNELS + 1) * asked
+    weighing = INTERFACE.word_features + asked
     assert counts["updater"] - shared == maps + frames + steps + weighing
 
 

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import INTERFACE
 
+from icorag_jax.rag.chains import Links, follow
 from icorag_jax.rag.interface import Features, InterfaceState, passage_scores, token_scores
-from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
+from icorag_jax.rag.kernels import KERNELS, PASSAGE_KERNELS, TOKEN_KERNELS
+from icorag_jax.rag.traits import TRAITS
 from icorag_jax.rag.updater import OF_TOKENS, Updater, UpdaterConfig, read_step, without_states
+from icorag_jax.rag.words import SPANS, WORD_KERNELS
 from icorag_jax.theory.constructions import direct_layers
 from icorag_jax.theory.episodes import Episode
 from icorag_jax.theory.objective import Block, block_mask, gradient, gradient_descent, payloads
@@ -127,7 +130,7 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     (layer,) = direct_layers(jnp.asarray(start_x[-1:], jnp.float32), jnp.ones(1))
     value = np.asarray(layer.value[0])  # [-w, 1]
 
-    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.6, 0.25, 0.15, 0.45, 0.35, 0.4])
+    rates = np.asarray([0.3, 0.2, 0.5, 0.1, 0.7, 0.6, 0.25, 0.35, 0.4])
     keys, values = np.zeros((read, read)), np.zeros((read, 1))
     keys[on, on] = size * np.eye(d)
     values[first : first + d + 1] = size * value.T
@@ -163,30 +166,32 @@ def test_the_updater_takes_a_gradient_descent_step_on_the_interface():
     step_sizes = np.zeros((1, ALL_KERNELS + 2, asked))
     step_sizes[0, :, 0] = step_sizes[0, :, -1] = rates / 2
     step_sizes[0, OF_TOKENS] /= 4
-    start_bias, weighing = np.zeros((asked, read)), np.zeros((1, config.word_features))
+    start_bias, weighing = np.zeros((asked, read)), np.zeros(config.word_features)
     start_bias[:, on] = start_x
-    # The constant of the question asks for the trait of confidence.
-    weighing[-1, -2] = size
+    # What is asked for is the trait of confidence alone.
+    weighing[[TRAITS, TRAITS + SPANS]] = -10
+    weighing[-2] += size
     parameters = {
         "keys": keys, "values": values, "value_keys": to_keys, "value_values": to_values,
-        "step_sizes": step_sizes, "weighing": weighing,
-        "weighing_sizes": np.zeros((0, KERNELS + 1, asked)),
+        "step_sizes": step_sizes, "weighing": weighing, "move_size": np.zeros(asked),
     }  # fmt: skip
-    words = np.zeros((passages + 2, KERNELS * (passages + 2)))
+    words = np.zeros((passages + 2, PASSAGE_KERNELS * (passages + 2)))
     tokens = np.zeros((7, TOKEN_KERNELS * (passages + 2)))
     own = [np.zeros((asked, each.shape[1])) for each in (words, tokens)]
     old = InterfaceState(start_bias, *own, start_value)
+    links = Links(np.zeros((passages + 2, 7)), np.zeros((passages + 2, 5)), np.zeros(5))
     single = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)  # noqa: E731
     found = jax.jit(Updater(UpdaterConfig(steps=1), config).apply)(
         {"params": jax.tree.map(jnp.asarray, parameters)},
-        single(Features(question, features, words, tokens, present, np.zeros(7, np.int32))),
+        single(Features(question, features, words, tokens, present, np.zeros(7, np.int32), links)),
         single(old),
     )
     np.testing.assert_allclose(
         found.bias[0, :, on] - start_bias[:, on], step[:asked, :d], atol=1e-4
     )
     assert np.abs(step[:asked, :d]).max() > 0.02
-    by_kernel = np.concatenate([found.words[0], found.tokens[0]], axis=1)
+    assert not found.words[0, :, -passages - 2 :].any()  # nothing has moved
+    by_kernel = np.concatenate([found.words[0, :, : -passages - 2], found.tokens[0]], axis=1)
     by_kernel = by_kernel.reshape(asked, ALL_KERNELS, passages + 2)
     expected = step[:asked, d : d + axes].reshape(asked, ALL_KERNELS, passages)
     np.testing.assert_allclose(by_kernel[..., :passages], expected, atol=1e-4)
@@ -199,11 +204,16 @@ def random_features(seed=0):
     context = small.random_context(seed)
     rows = context.passage_of.shape[1]
     shapes = [
-        (3, INTERFACE.question_features), (3, 3, INTERFACE.passage_features), (3, 3, KERNELS * 3),
-        (3, rows, TOKEN_KERNELS * 3),
+        (3, INTERFACE.question_features), (3, 3, INTERFACE.passage_features),
+        (3, 3, PASSAGE_KERNELS * 3), (3, rows, TOKEN_KERNELS * 3),
     ]  # fmt: skip
-    drawn = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    return Features(*drawn, context.present, context.passage_of)
+    drawn = [rng.normal(size=shape) for shape in shapes]
+    new, has = (
+        rng.uniform(size=(3, 3, size)) * rng.integers(0, 2, (3, 3, size)) for size in (9, 5)
+    )
+    links = Links(new / 2, np.ceil(has), rng.dirichlet(np.ones(5), 3))
+    drawn, links = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (drawn, links))
+    return Features(*drawn, context.present, context.passage_of, links)
 
 
 MODULE = Updater(UpdaterConfig(2), INTERFACE)
@@ -212,6 +222,10 @@ PARAMETERS = small.add_noise(
     seed=0,
     scale=0.5,
 )
+
+
+# With these all passages weigh the same.
+EVEN = jnp.zeros(INTERFACE.word_features).at[jnp.asarray([TRAITS, TRAITS + SPANS])].set(-10)
 
 
 @jax.jit
@@ -224,8 +238,9 @@ def update_in_numpy(features, state, parameters):
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters)
     bias, words, tokens, value = (np.asarray(leaf, np.float64) for leaf in state)
     a, b, c = (np.asarray(leaf, np.float64) for leaf in features[:3])
-    weigher = np.zeros((a.shape[0], b.shape[1]))
-    weigher[-1, -INTERFACE.word_features :] = p["weighing"][0]
+    links, present = jax.tree.map(lambda leaf: leaf[None], (features.links, features.present))
+    weighing = p["weighing"].copy()
+    weighing[[TRAITS, TRAITS + SPANS]] += 10
     there = np.flatnonzero(features.present)
     if not len(there):
         return bias, words, tokens, value
@@ -233,24 +248,26 @@ def update_in_numpy(features, state, parameters):
     keys = (b - b.mean(axis=0)) / size @ p["keys"]
     values = np.zeros((len(there), a.shape[0]))
     values[:, -1] = 1 + b / size @ p["values"][:, 0]
-    others = np.zeros_like(words)
+    scores = b[:, -INTERFACE.word_features :] @ weighing / size
+    weights, before = np.zeros((2, 3))
+    weights[there] = np.exp(scores - scores.max())
+    weights /= weights.sum()
     question = np.concatenate([a[:-1] / np.sqrt(len(a)), a[-1:]])
-    step_sizes, own_sizes = p["step_sizes"] @ question, [*(p["weighing_sizes"] @ question), None]
+    step_sizes, move_size = p["step_sizes"] @ question, 30 * p["move_size"] @ question
     step_sizes[:, OF_TOKENS] *= 4
-    for rates, own_rates in zip(step_sizes, own_sizes, strict=True):
-        scores = b @ weigher.T @ a / size + c @ others.T @ a
-        weights = np.exp(scores - scores.max())
-        weights /= weights.sum()
-        for j, w, x, rho in zip(there, weights, keys, values, strict=True):
+    for rates in step_sizes:
+        moves = np.asarray(follow(links, jnp.asarray(before[None], jnp.float32), present)[0])
+        for j, x, rho in zip(there, keys, values, strict=True):
+            w = weights[j]
             bias = bias + rates[0] * w * np.outer(rho, x)
-            words = words + w * np.outer(rho, np.kron(rates[1 : 1 + KERNELS], np.eye(3)[j]))
+            own = np.kron(rates[1 : 1 + KERNELS], np.eye(3)[j])
+            words = words + w * np.outer(rho, np.concatenate([own, move_size * moves[j]]))
             tokens = tokens + w * np.outer(rho, np.kron(rates[1 + KERNELS : -1], np.eye(3)[j]))
             value = value + rates[-1] * w * np.outer(
                 rho[-1:] @ p["value_values"], x @ p["value_keys"]
             )
-            if own_rates is not None:
-                weigher = weigher + own_rates[0] * w * np.outer(rho, x)
-                others = others + w * np.outer(rho, np.kron(own_rates[1:], np.eye(3)[j]))
+        before = np.minimum(before + weights, 1)
+        weights = weights + weights @ moves
     return bias, words, tokens, value
 
 
@@ -265,31 +282,37 @@ def test_updates_are_those_of_numpy(seed):
 
 
 def test_the_bias_of_a_passage_gains_what_passages_say_of_each_other():
-    """`sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j))`: the cross terms of one read."""
+    """`sum_i w_i (1 + m . b_i)(eta x_i . b_j + eta' k(i, j) + eta'' M_ij)`, of one read.
+
+    What moves is on whether passages are the same one.
+    """
     features, state = random_features(), small.random_state()
     # The question's constant is 1 in all questions.
     features = features._replace(question=features.question.at[:, -1].set(1))
     one, drawn = Updater(UpdaterConfig(1), INTERFACE), PARAMETERS
     parameters = {
         **drawn, "keys": jnp.eye(len(drawn["keys"])),
-        "step_sizes": drawn["step_sizes"][:1], "weighing_sizes": drawn["weighing_sizes"][:0],
-        "weighing": jnp.zeros_like(drawn["weighing"]),
+        "step_sizes": drawn["step_sizes"][:1], "weighing": EVEN,
     }  # fmt: skip
     new = jax.jit(one.apply)({"params": parameters}, features, state)
     gained = passage_scores(features, new) - passage_scores(features, state)
+    moves = np.asarray(follow(features.links, jnp.zeros((3, 3)), features.present), np.float64)
     a, b, c = (np.asarray(leaf, np.float64) for leaf in features[:3])
     size = b.shape[-1]
     for row in range(3):
         question = np.concatenate([a[row, :-1] / np.sqrt(a.shape[1]), a[row, -1:]])
         rates = np.asarray(parameters["step_sizes"][0], np.float64) @ question
+        move_size = 30 * np.asarray(parameters["move_size"], np.float64) @ question
         there = np.flatnonzero(features.present[row])
         centred = b[row] - b[row, there].mean(axis=0)
         expected = np.zeros(3)
         for i in there:
             worth = 1 + b[row, i] / np.sqrt(size) @ np.asarray(parameters["values"], np.float64)
-            shared = c[row].reshape(3, KERNELS, 3)[there, :, i] @ rates[1 : 1 + KERNELS]
+            by_kernel = c[row].reshape(3, PASSAGE_KERNELS, 3)[there]
+            shared = by_kernel[:, :-1, i] @ rates[1 : 1 + KERNELS]
+            moved = move_size * by_kernel[:, -1] @ moves[row, i]
             resembles = rates[0] * (b[row, there] @ centred[i]) / size
-            expected[there] += worth / len(there) * (resembles + shared)
+            expected[there] += worth / len(there) * (resembles + shared + moved)
         np.testing.assert_allclose(gained[row], expected, atol=1e-3)
 
 
@@ -305,8 +328,7 @@ def test_the_bias_of_a_token_gains_what_other_passages_say_of_it():
     parameters = {
         **PARAMETERS,
         "step_sizes": PARAMETERS["step_sizes"][:1],
-        "weighing_sizes": PARAMETERS["weighing_sizes"][:0],
-        "weighing": jnp.zeros_like(PARAMETERS["weighing"]),
+        "weighing": EVEN,
     }
     one = Updater(UpdaterConfig(1), INTERFACE)
     new = jax.jit(one.apply)({"params": parameters}, features, state)
@@ -326,7 +348,7 @@ def test_no_passage_and_one_passage():
     """No NaN, neither in the state nor in its gradient."""
     state = small.random_state()
     present = jnp.asarray([[False] * 3, [True, False, False], [True] * 3])
-    features = random_features()._replace(present=present)
+    features = random_features(1)._replace(present=present)
     found = update(features, state)
     for leaf, old in zip(found, state, strict=True):
         np.testing.assert_array_equal(leaf[0], old[0])
@@ -370,7 +392,6 @@ class TestHiddenStates:
         single = Updater(UpdaterConfig(1), INTERFACE)
         parameters = {
             **self.hidden, "step_sizes": self.hidden["step_sizes"][:1],
-            "weighing_sizes": self.hidden["weighing_sizes"][:0],
         }  # fmt: skip
         one, two = (single.apply({"params": parameters}, each, state) for each in (features, other))
         np.testing.assert_array_equal(one.words, two.words)
@@ -380,10 +401,10 @@ class TestHiddenStates:
         for name in PARAMETERS:
             kept = np.asarray(self.hidden[name] == PARAMETERS[name])
             expected = np.ones_like(kept)
-            if name in ("step_sizes", "weighing_sizes"):
+            if name in ("step_sizes", "move_size"):
                 expected[..., :-1] = False
             if name == "step_sizes":
-                expected[:, 1 + KERNELS : -1] = False
+                expected[:, 1 : 1 + WORD_KERNELS] = expected[:, 1 + KERNELS : -1] = False
             if name == "values":
                 expected[: -INTERFACE.word_features] = False
             np.testing.assert_array_equal(kept, expected)
