@@ -31,7 +31,7 @@ from icorag_jax.rag.words import (
     without,
 )
 
-# But for the last, which only moves act on (`icorag_jax.rag.chains`).
+# Kernels that a step has a size for; on `itself` there are moves alone (`icorag_jax.rag.chains`).
 KERNELS = WORD_KERNELS + 1
 PASSAGE_KERNELS = KERNELS + 1
 # Of tokens there is one of each span.

@@ -19,8 +19,7 @@ def random_links(seed):
     new /= np.linalg.norm(new, axis=2, keepdims=True) + 1e-6
     has = (rng.uniform(size=(2, PASSAGES, ASKED)) < 0.4).astype(float)
     present = np.ones((2, PASSAGES), bool)
-    present[1, -1] = new[1, -1, 0] = False
-    new[1, -1], has[1, -1] = 0, 0
+    present[1, -1], new[1, -1], has[1, -1] = False, 0, 0
     links = Links(new, has, rng.dirichlet(np.ones(ASKED), 2))
     before = rng.uniform(size=(2, PASSAGES)) * present
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), links), before, present
