@@ -17,7 +17,7 @@ from icorag_jax.rag.deviations import apart
 from icorag_jax.rag.kernels import AskedWords
 from icorag_jax.rag.words import Words, shares_of
 
-# Half of a read moves on by a link of this strength, which is a name and a word of the question.
+# Half of a read moves on where its links add up to this strength.
 HALF = 0.05
 # Of a link to a passage with nothing that is asked, beside one to a passage with all of it.
 LEAST = 0.1

@@ -43,14 +43,7 @@ from icorag_jax.rag.deviations import bounded, standardize
 from icorag_jax.rag.kernels import ask_words, compare_passages, compare_tokens
 from icorag_jax.rag.pooling import Pool, normalize
 from icorag_jax.rag.traits import TRAITS
-from icorag_jax.rag.words import (
-    SPANS,
-    Words,
-    coverage,
-    similarity,
-    weigh_by_rarity,
-    weigh_words,
-)
+from icorag_jax.rag.words import SPANS, Words, coverage, similarity, weigh_by_rarity, weigh_words
 
 # Scores of tokens that select best on their own are twice what attention does best with in all
 # layers at once (`docs/method.md`).

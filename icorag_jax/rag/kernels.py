@@ -78,18 +78,17 @@ def compare_passages(
             similarity(others.words, passages.words), similarity(others.new, passages.new)
         ]  # fmt: skip
     shared = jnp.concatenate(parts, axis=-1)
+    # A passage of another question is none of these.
+    itself = jnp.eye(shared.shape[1]) if others is None else jnp.zeros(())
     kernels = jnp.concatenate(
         [
             contrast(shared, axes.present, read.present),
             apart(order(axes.traits, read.traits)[..., None], axes.present, read.present),
+            jnp.broadcast_to(itself, shared.shape[:-1])[..., None],
         ],
         axis=-1,
     )
     kernels = kernels.transpose(0, 2, 3, 1).reshape(*read.present.shape, -1)
-    # A passage of another question is none of these.
-    itself = jnp.eye(axes.present.shape[1]) if others is None else jnp.zeros(())
-    itself = jnp.broadcast_to(itself, (*read.present.shape, axes.present.shape[1]))
-    kernels = jnp.concatenate([kernels, itself], axis=-1)
     return jnp.where(read.present[..., None], kernels, 0)
 
 

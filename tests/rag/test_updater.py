@@ -390,9 +390,7 @@ class TestHiddenStates:
         of_states = INTERFACE.passage_features - INTERFACE.word_features
         other = features._replace(passages=features.passages.at[..., :of_states].add(1.0))
         single = Updater(UpdaterConfig(1), INTERFACE)
-        parameters = {
-            **self.hidden, "step_sizes": self.hidden["step_sizes"][:1],
-        }  # fmt: skip
+        parameters = {**self.hidden, "step_sizes": self.hidden["step_sizes"][:1]}
         one, two = (single.apply({"params": parameters}, each, state) for each in (features, other))
         np.testing.assert_array_equal(one.words, two.words)
         assert np.abs(one.words - state.words).max() > 0.01
