@@ -46,7 +46,7 @@ class Config:
     out: Path
     resume: bool = False
     backbones: tuple[str, ...] = ()
-    retrievers: tuple[RetrieverName, ...] = ("bm25", "dense")
+    retrievers: tuple[RetrieverName, ...] = ("bm25", "sentences")
     transfer: tuple[RetrieverName, ...] = ("bm25",)
     dtype: Literal["float32", "bfloat16"] = "float32"
     cache: Path | None = None
@@ -58,7 +58,7 @@ class Config:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"questions": QaData(train_questions=300, evaluation_questions=300)},
     "paper": {
-        "transfer": ("bm25", "dense"),
+        "transfer": ("bm25", "sentences"),
         "questions": QaData(train_questions=1000, evaluation_questions=500),
         "use": QaMethods(
             selection_steps=2000,

@@ -109,7 +109,7 @@ def main(config: Config) -> None:
         name: list(read_corpus(find_corpus(config.data, name)))
         for name in dict.fromkeys(corpora.values())
     }
-    encoder = _encoder(config) if {"dense", "hybrid"} & set(config.retrievers) else None
+    encoder = _encoder(config) if set(config.retrievers) - {"bm25"} else None
     inputs = describe_inputs(config, passages, list(questions), encoder)
     with (
         open_run(config.out, "retrieval_eval", config, resume=config.resume) as run,

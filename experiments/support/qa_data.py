@@ -54,7 +54,7 @@ class QaData:
         seed: of the draws of questions from a folder.
         train_seed: of the world to train on.
         evaluation_seed: of the world to evaluate on.
-        retriever: bm25, dense, or the hybrid of both.
+        retriever: bm25, dense, dense by sentences, or the hybrid of bm25 and dense.
         train_retrievers: likewise, whose passages training questions have: each question comes
             once with those of each. By default `retriever` alone.
         passages: to a question, at most.

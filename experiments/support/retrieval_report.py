@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from experiments.support.claims import Claim, claims_markdown
 from experiments.support.retrieval_measures import COMPARED_AT
 
-_COLOURS = {"bm25": "#0072B2", "dense": "#D55E00", "hybrid": "#009E73"}
-_MARKERS = {"bm25": "o", "dense": "s", "hybrid": "^"}
+_COLOURS = {"bm25": "#0072B2", "dense": "#D55E00", "sentences": "#CC79A7", "hybrid": "#009E73"}
+_MARKERS = {"bm25": "o", "dense": "s", "sentences": "D", "hybrid": "^"}
 _DRAWN = ("answer", "gold")
 _NAMES = {
     "answer": "an answer among the first k passages",

@@ -17,8 +17,10 @@ from icorag_jax.retrieval.encoder_files import Prompts
 from icorag_jax.retrieval.hybrid import Hybrid
 from icorag_jax.retrieval.retrieved import search_in_batches
 from icorag_jax.retrieval.retriever import Retriever, SearchResults
+from icorag_jax.retrieval.sentences import Sentences
 
-RetrieverName = Literal["bm25", "dense", "hybrid"]
+# `sentences` is dense retrieval by sentences, `dense` by passages as a whole.
+RetrieverName = Literal["bm25", "dense", "sentences", "hybrid"]
 # Whose rankings the hybrid fuses.
 HYBRID_PARTS: tuple[RetrieverName, ...] = ("bm25", "dense")
 _SEARCH_BATCH = 1024  # queries searched at once
@@ -59,8 +61,8 @@ def make_retriever(
 
     Args:
         name: which.
-        encoder: of dense retrieval and so of the hybrid, which fuses its rankings with BM25's;
-            BM25 needs none.
+        encoder: of dense retrieval, by sentences as well, and so of the hybrid, which fuses its
+            rankings with BM25's; BM25 needs none.
         max_length: tokens a passage is cut to.
         batch_size: texts embedded at once.
         folder: to keep indexes in.
@@ -79,9 +81,10 @@ def make_retriever(
         return Bm25(cache=folder)
     if encoder is None:
         raise ValueError("dense retrieval needs an encoder: read_encoder")
-    return Dense(
+    dense = Dense(
         Embedding(encoder, max_length, batch_size, shard_passages=1024, cache=folder, progress=True)
     )
+    return Sentences(dense) if name == "sentences" else dense
 
 
 def search_stored(

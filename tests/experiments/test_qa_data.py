@@ -204,7 +204,10 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"retriever": "colbert"}, "retriever must be bm25 or dense or hybrid, got 'colbert'"),
+            (
+                {"retriever": "colbert"},
+                "retriever must be bm25 or dense or sentences or hybrid, got 'colbert'",
+            ),
             ({"evaluation_split": "train"}, "evaluation_split must be dev or test, got 'train'"),
             ({"passages": 0}, "passages must be at least 1, got 0"),
             ({"train_questions": -1}, "train_questions must be at least 0"),

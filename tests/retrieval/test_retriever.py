@@ -21,6 +21,7 @@ from icorag_jax.retrieval.retriever import (
     corpus_fingerprint,
     passage_text,
 )
+from icorag_jax.retrieval.sentences import Sentences
 
 
 def make_retriever(name: str, folder) -> Retriever:
@@ -29,16 +30,17 @@ def make_retriever(name: str, folder) -> Retriever:
         "bm25": bm25,
         "dense": Dense(embedding),
         "faiss": Faiss(embedding),
+        "sentences": Sentences(Dense(embedding)),
         "hybrid": Hybrid((bm25, Dense(embedding))),
     }[name]
 
 
-@pytest.fixture(params=["bm25", "dense", "faiss", "hybrid"])
+@pytest.fixture(params=["bm25", "dense", "faiss", "sentences", "hybrid"])
 def retriever(request, tmp_path) -> Retriever:
     return make_retriever(request.param, tmp_path)
 
 
-@pytest.fixture(scope="module", params=["bm25", "dense", "faiss", "hybrid"])
+@pytest.fixture(scope="module", params=["bm25", "dense", "faiss", "sentences", "hybrid"])
 def index(request, tmp_path_factory) -> Index:
     """Of a corpus of seven."""
     folder = tmp_path_factory.mktemp("index")
