@@ -127,6 +127,16 @@ class TestWorld:
         assert found.train["bridge"][0].passages != found.train["bridge"][1].passages
         assert found.evaluation == alone[1].evaluation
 
+    def test_a_sentence_is_more_like_its_question_than_its_passage_is(self, tmp_path):
+        settings = dataclasses.replace(WORLD, benchmarks=("single_fact",), train_questions=0)
+        whole, by_sentences = (
+            load_questions(dataclasses.replace(settings, retriever=name), tmp_path)
+            for name in ("dense", "sentences")
+        )
+        ((one,), (other,)) = (sets.evaluation["single_fact"] for sets in (whole, by_sentences))
+        assert one.question == other.question and one.positive[0] and other.positive[0]
+        assert other.scores[0] > one.scores[0]
+
     def test_a_result_that_was_damaged_is_found_again(self, tmp_path):
         settings = dataclasses.replace(WORLD, benchmarks=("bridge",))
         first = load_questions(settings, tmp_path)
