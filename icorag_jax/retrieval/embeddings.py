@@ -21,11 +21,11 @@ from icorag_jax.data.records import CorpusPassage
 from icorag_jax.retrieval import cache
 from icorag_jax.retrieval.encoder import SentenceEncoder, embed
 from icorag_jax.retrieval.retriever import (
-    MISSING,
     SearchResults,
     check_corpus,
     check_search,
     corpus_fingerprint,
+    no_results,
     passage_text,
 )
 
@@ -95,10 +95,7 @@ class Embedding:
             TypeError, ValueError: as `Index.search`.
         """
         check_search(queries, k)
-        results = SearchResults(
-            np.full((len(queries), k), MISSING, np.int32),
-            np.full((len(queries), k), -np.inf, np.float32),
-        )
+        results = no_results(len(queries), k)
         asked = [place for place, query in enumerate(queries) if query.strip()]
         if asked:
             texts = [self.encoder.prompts.query + queries[place] for place in asked]

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from icorag_jax.retrieval.retriever import MISSING, SearchResults
+from icorag_jax.retrieval.retriever import SearchResults, no_results
 
 Precision = Literal["float32", "bfloat16"]
 _AXIS = "devices"
@@ -111,10 +111,7 @@ def search(
         Numbers of rows as ids, and inner products.
     """
     found = min(k, embeddings.count)
-    results = SearchResults(
-        np.full((len(queries), k), MISSING, np.int32),
-        np.full((len(queries), k), -np.inf, np.float32),
-    )
+    results = no_results(len(queries), k)
     for start in range(0, len(queries), batch):
         part = queries[start : start + batch]
         size = min(batch, 1 << (len(part) - 1).bit_length())

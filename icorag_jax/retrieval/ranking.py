@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from icorag_jax.retrieval.retriever import MISSING, SearchResults
+from icorag_jax.retrieval.retriever import MISSING, SearchResults, no_results
 
 
 def best_scores(scores: Float[np.ndarray, " passages"], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,8 +46,7 @@ def reciprocal_rank_fusion(
         constant: how little the first ranks stand out.
     """
     queries = len(rankings[0])
-    ids = np.full((queries, k), MISSING, np.int32)
-    scores = np.full((queries, k), -np.inf, np.float32)
+    ids, scores = no_results(queries, k)
     for query in range(queries):
         parts = [ranking[query] for ranking in rankings]
         found = np.unique(np.concatenate(parts))

@@ -32,6 +32,13 @@ class SearchResults(NamedTuple):
     scores: Float[np.ndarray, "queries k"]
 
 
+def no_results(queries: int, k: int) -> SearchResults:
+    """Places that no passage fills, to be written to."""
+    return SearchResults(
+        np.full((queries, k), MISSING, np.int32), np.full((queries, k), -np.inf, np.float32)
+    )
+
+
 @runtime_checkable
 class Index(Protocol):
     """A corpus made ready for search; a value that never changes."""

@@ -6,6 +6,7 @@ Retrieval"). It takes as many embeddings as there are sentences.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from icorag_jax.retrieval.retriever import (
     SearchResults,
     check_corpus,
     check_search,
+    no_results,
 )
 
 # Too many sentences, as after "Dr.", do no harm: the best one counts.
@@ -80,18 +82,19 @@ class SentencesIndex:
         """The k passages whose best sentences have the highest scores."""
         check_search(queries, k)
         # So many sentences are of k passages at least, whichever they are.
-        most = np.sort(np.bincount(self.passage_of))[::-1][: k - 1].sum() + 1
-        found = self.sentences.search(queries, int(most))
-        results = SearchResults(
-            np.full((len(queries), k), MISSING, np.int32),
-            np.full((len(queries), k), -np.inf, np.float32),
-        )
+        found = self.sentences.search(queries, int(self._sizes[: k - 1].sum()) + 1)
+        results = no_results(len(queries), k)
         for row, (sentences, scores) in enumerate(zip(found.ids, found.scores, strict=True)):
             passages = self.passage_of[sentences[sentences != MISSING]]
             best = np.sort(np.unique(passages, return_index=True)[1])[:k]
             results.ids[row, : len(best)] = passages[best]
             results.scores[row, : len(best)] = scores[best]
         return results
+
+    @functools.cached_property
+    def _sizes(self) -> Int[np.ndarray, " passages"]:
+        """How many sentences passages have, the largest number first."""
+        return np.sort(np.bincount(self.passage_of))[::-1]
 
 
 def split_passages(
