@@ -6,7 +6,6 @@ stopped at any time, and goes on with --resume from the last checkpoint to the s
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,44 +19,19 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from experiments.support.command import run_command
-from experiments.support.reader_stages import Stage
+from experiments.support.reader_folder import write_reader
+from experiments.support.reader_log import LossLog
+from experiments.support.reader_stages import CURRICULUM, Stage
 from experiments.support.reader_start import init_reader
-from experiments.support.reader_texts import (
-    END,
-    START,
-    TEMPLATE,
-    plain_texts,
-)
+from experiments.support.reader_texts import END, START, plain_texts
 from experiments.support.reader_texts import train_tokenizer as train_on_texts
 from experiments.support.reader_training import Losses, ReaderState, make_optimizer, train_step
 from experiments.support.reader_workers import batches
 from experiments.support.run_folder import Run, open_run
-from icorag_jax.backbones.templates import TEMPLATE as TEMPLATE_FILE
-from icorag_jax.backbones.templates import write_template
-from icorag_jax.data.world.reading import ReadingConfig
 from icorag_jax.files import write_atomically
 from icorag_jax.lm.config import DecoderConfig, DefaultRotary
-from icorag_jax.lm.pretrained import LanguageModel, from_pretrained, save_pretrained
+from icorag_jax.lm.pretrained import LanguageModel, from_pretrained
 from icorag_jax.training_checkpoints import open_checkpoints
-
-_CURRICULUM = (
-    Stage(
-        ReadingConfig(passages=1, facts=2, fillers=0, related=0.5),
-        family_share=0.0, mixed=0.0, ranked=False, tokens=192, batch=12,
-    ),
-    Stage(
-        ReadingConfig(passages=3, facts=2, fillers=1, related=0.5),
-        family_share=0.0, mixed=0.0, ranked=False, tokens=256, batch=10,
-    ),
-    Stage(
-        ReadingConfig(passages=6, facts=2, fillers=1, related=0.5),
-        family_share=0.5, mixed=0.0, ranked=False, tokens=448, batch=8,
-    ),
-    Stage(
-        ReadingConfig(passages=10, facts=2, fillers=1, related=0.8),
-        family_share=0.5, mixed=0.7, ranked=True, tokens=480, batch=8,
-    ),
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +84,8 @@ class Config:
 
     def __post_init__(self):
         """Checks the stages and the ranges."""
-        if not 1 <= len(self.stage_steps) <= len(_CURRICULUM):
-            raise ValueError(f"stage_steps must be 1 to {len(_CURRICULUM)}, got {self.stage_steps}")
+        if not 1 <= len(self.stage_steps) <= len(CURRICULUM):
+            raise ValueError(f"stage_steps must be 1 to {len(CURRICULUM)}, got {self.stage_steps}")
         if not 0 <= self.family_share <= 1:
             raise ValueError(f"family_share must be in [0, 1], got {self.family_share}")
         if self.distinct_steps is not None and self.distinct_steps < 1:
@@ -132,10 +106,7 @@ def main(config: Config) -> None:
         parameters, rows = _train(run, config, decoder, tokenizer)
         run.write_table("losses", pd.DataFrame(rows))
         folder = config.out / "model"
-        if not folder.exists():
-            parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters)
-            save_pretrained(folder, LanguageModel(decoder, parameters, tokenizer))
-        write_template(folder / TEMPLATE_FILE, TEMPLATE)
+        write_reader(folder, LanguageModel(decoder, parameters, tokenizer))
         last = rows[-1]
         run.write_summary({"steps": sum(config.stage_steps), "last": last})
         print(f"exact match of the last batches {last['exact']:.3f}; model in {folder}")
@@ -186,7 +157,7 @@ def _tokenizer(run: Run, config: Config) -> tokenizers.Tokenizer:
     if config.start is not None and not path.exists():
         write_atomically(path, (config.start / "tokenizer.json").read_bytes())
     if not path.exists():
-        texts = plain_texts(_CURRICULUM[-1], config.seed, 2000)
+        texts = plain_texts(CURRICULUM[-1], config.seed, 2000)
         tokenizer = train_on_texts(texts, config.vocabulary)
         write_atomically(path, tokenizer.to_str(pretty=True).encode())
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -208,11 +179,10 @@ def _train(
         parameters = model.parameters
     state = ReaderState(jnp.int32(0), parameters, optimizer.init(parameters))
     ends = np.cumsum(config.stage_steps)
-    log = run.path / "losses.jsonl"
     with open_checkpoints(run.path / "checkpoints") as checkpoints:
         state = checkpoints.restore(state)
         done = int(state.step)
-        rows = [row for row in _read_log(log) if row["step"] <= done]
+        log = LossLog(run.path / "losses.jsonl", done)
         recent: list[Losses] = []
         wanted = _batches_of_steps(config)
         made = batches(tokenizer, wanted[done:], config.seed, config.text_workers)
@@ -224,24 +194,18 @@ def _train(
                 progress.update()
                 if (step + 1) % config.checkpoint_every and step + 1 < ends[-1]:
                     continue
-                found = np.mean(jax.device_get(recent), axis=0)
-                if not np.isfinite(found).all():
-                    raise FloatingPointError(
-                        f"the loss is not finite before step {step + 1}: pass a smaller "
-                        "--learning-rate"
-                    )
-                row = dict(zip(Losses._fields, found.tolist(), strict=True))
-                rows.append({"step": step + 1, "stage": stage, **row})
-                progress.set_postfix({"stage": stage, **{key: f"{row[key]:.3f}" for key in row}})
+                means = log.add(step + 1, recent, stage=stage)
+                shown = {name: f"{value:.3f}" for name, value in means.items()}
+                progress.set_postfix({"stage": stage, **shown})
                 checkpoints.save(step + 1, state)
-                write_atomically(log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+                log.write()
                 recent = []
-    return state.parameters, rows
+    return state.parameters, log.rows
 
 
 def _batches_of_steps(config: Config) -> list[tuple[Stage, int]]:
     """Stage and number of the batch of each step."""
-    *stages, last = _CURRICULUM
+    *stages, last = CURRICULUM
     stages = [
         dataclasses.replace(stage, batch=stage.batch * config.batch_factor)
         for stage in (*stages, dataclasses.replace(last, family_share=config.family_share))
@@ -255,12 +219,6 @@ def _batches_of_steps(config: Config) -> list[tuple[Stage, int]]:
     numbers = np.concatenate([np.arange(distinct), *again])[:steps]
     of_steps = np.repeat(np.arange(len(config.stage_steps)), config.stage_steps)
     return [(stages[stage], int(number)) for stage, number in zip(of_steps, numbers, strict=True)]
-
-
-def _read_log(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 if __name__ == "__main__":

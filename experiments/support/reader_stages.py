@@ -49,6 +49,27 @@ class Stage:
     batch: int
 
 
+# Stages of pretraining: from one passage of one fact to ten.
+CURRICULUM = (
+    Stage(
+        ReadingConfig(passages=1, facts=2, fillers=0, related=0.5),
+        family_share=0.0, mixed=0.0, ranked=False, tokens=192, batch=12,
+    ),
+    Stage(
+        ReadingConfig(passages=3, facts=2, fillers=1, related=0.5),
+        family_share=0.0, mixed=0.0, ranked=False, tokens=256, batch=10,
+    ),
+    Stage(
+        ReadingConfig(passages=6, facts=2, fillers=1, related=0.5),
+        family_share=0.5, mixed=0.0, ranked=False, tokens=448, batch=8,
+    ),
+    Stage(
+        ReadingConfig(passages=10, facts=2, fillers=1, related=0.8),
+        family_share=0.5, mixed=0.7, ranked=True, tokens=480, batch=8,
+    ),
+)  # fmt: skip
+
+
 def stage_reading(stage: Stage, seed: int, index: int) -> Reading:
     """The passages of a text in their order, and what is asked; the same numbers give the same.
 

@@ -5,7 +5,7 @@ and sees it and itself alone, as if it were the only one: one pass over it serve
 A row of a batch holds as many texts as it has room for, none of which sees another.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,13 +91,7 @@ def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, number: int)
         seed: of all texts.
         number: of the batch.
     """
-    shape = (stage.batch, stage.tokens)
-    batch = Texts(
-        tokens=np.zeros(shape, np.int32),
-        positions=np.full(shape, -1, np.int32),
-        segments=np.full(shape, _PADDING, np.int32),
-        is_answer=np.zeros(shape, bool),
-    )
+    batch = _padding(stage.batch, stage.tokens)
     for row in range(stage.batch):
         filled, misfits = 0, 0
         for place in range(SEGMENTS):
@@ -111,6 +105,30 @@ def make_texts(tokenizer: PromptTokenizer, stage: Stage, seed: int, number: int)
             if misfits == _MISFITS:
                 break
     return batch
+
+
+def make_rows(tokenizer: PromptTokenizer, readings: Sequence[Reading], tokens: int) -> Texts:
+    """A row for each text.
+
+    Args:
+        tokenizer: from `split_tokenizer`.
+        readings: the texts.
+        tokens: in a row; a text loses the first passages where not all fit.
+    """
+    batch = _padding(len(readings), tokens)
+    for row, reading in enumerate(readings):
+        _fill(Texts(*(array[row] for array in batch)), 0, tokenizer, reading)
+    return batch
+
+
+def _padding(rows: int, tokens: int) -> Texts:
+    shape = (rows, tokens)
+    return Texts(
+        tokens=np.zeros(shape, np.int32),
+        positions=np.full(shape, -1, np.int32),
+        segments=np.full(shape, _PADDING, np.int32),
+        is_answer=np.zeros(shape, bool),
+    )
 
 
 def _fill(row: Texts, number: int, tokenizer: PromptTokenizer, reading: Reading) -> int:

@@ -115,11 +115,15 @@ def train_step(
     (_, losses), gradients = jax.value_and_grad(loss, argnums=1, has_aux=True)(
         config, state.parameters, texts
     )
+    norm = optax.tree.norm(gradients)
+    return apply_gradients(optimizer, state, gradients), losses._replace(gradient_norm=norm)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, state: ReaderState, gradients: Parameters
+) -> ReaderState:
+    """The state after one step of the optimizer."""
     with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
     parameters = optax.apply_updates(state.parameters, updates)
-    norm = optax.tree.norm(gradients)
-    return (
-        ReaderState(state.step + 1, parameters, optimizer_state),
-        losses._replace(gradient_norm=norm),
-    )
+    return ReaderState(state.step + 1, parameters, optimizer_state)
