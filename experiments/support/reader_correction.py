@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
+from tqdm import tqdm
 
 from experiments.support.reader_texts import Texts
 from experiments.support.reader_training import Losses, ReaderState, apply_gradients, loss, visible
@@ -34,7 +35,7 @@ class AnswerScores(NamedTuple):
 
 
 def score_answers(config: DecoderConfig, parameters: Parameters, texts: Texts) -> AnswerScores:
-    """Reads rows that hold one text with one question each.
+    """Reads rows that hold one text with one question each; a progress bar shows how far it is.
 
     Args:
         config: of the decoder.
@@ -45,7 +46,8 @@ def score_answers(config: DecoderConfig, parameters: Parameters, texts: Texts) -
     longest = int(texts.is_answer.sum(axis=1).max())
     order = np.argsort(lengths, kind="stable")
     scores = AnswerScores(np.zeros(len(order), np.float32), np.zeros(len(order), bool))
-    for start in range(0, len(order), _ROWS):
+    starts = range(0, len(order), _ROWS)
+    for start in tqdm(starts, desc="read", unit="batch", leave=False):
         places = order[start : start + _ROWS]
         width = -(-int(lengths[places].max()) // _STRIDE) * _STRIDE
         # The last rows come again until there are enough.
