@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-import tokenizers
 from tqdm import tqdm
 
 from experiments.support.command import check_numbers, run_command
@@ -26,9 +25,9 @@ from experiments.support.reader_stages import CURRICULUM
 from experiments.support.reader_texts import Texts, make_rows, make_texts
 from experiments.support.reader_training import Losses, ReaderState
 from experiments.support.run_folder import Run, open_run
-from icorag_jax.checkpoint import Parameters
-from icorag_jax.data.pieces import split_tokenizer
-from icorag_jax.lm.pretrained import LanguageModel, from_pretrained
+from icorag_jax.backbones.loading import Backbone, load_backbone
+from icorag_jax.data.pieces import PromptTokenizer
+from icorag_jax.lm.pretrained import LanguageModel
 from icorag_jax.training_checkpoints import open_checkpoints
 
 # In a row of one text: six passages fit.
@@ -42,7 +41,7 @@ class Config:
     """Settings of the correction.
 
     Attributes:
-        start: folder of the reader, with its tokenizer.
+        start: folder of the reader with its tokenizer, or the name of a shipped one.
         out: folder of the run.
         resume: go on with the run that the folder holds.
         seed: of the texts.
@@ -89,23 +88,21 @@ PRESETS = {"shipped": {}}
 def main(config: Config) -> None:
     """Runs the correction."""
     with open_run(config.out, "correct_reader", config, resume=config.resume) as run:
-        reader = from_pretrained(config.start, dtype=jnp.float32)
-        before = _share_wrong(run, config, reader, "before")
-        parameters, rows = _correct(run, config, reader)
-        reader = dataclasses.replace(reader, parameters=parameters)
-        after = _share_wrong(run, config, reader, "after")
+        backbone = load_backbone(str(config.start), jnp.float32)
+        reader, rows = _correct(run, config, backbone)
         write_reader(run.path / "model", reader)
         run.write_table("losses", pd.DataFrame(rows))
-        run.write_summary({"wrong": {"before": before, "after": after}, "last": rows[-2:]})
+        wrong = _shares_wrong(run, config, backbone.tokenizer, reader)
+        run.write_summary({"wrong": wrong, "last": rows[-2:]})
         print(
-            f"wrong of {config.texts} texts that it was not trained on: {after:.2%}, before "
-            f"{before:.2%}; model in {run.path / 'model'}"
+            f"wrong of {config.texts} texts that it was not trained on: {wrong['after']:.2%}, "
+            f"before {wrong['before']:.2%}; model in {run.path / 'model'}"
         )
 
 
-def _correct(run: Run, config: Config, reader: LanguageModel) -> tuple[Parameters, list[dict]]:
-    """The parameters after all rounds, and the mean losses from checkpoint to checkpoint."""
-    tokenizer = split_tokenizer(_tokenizer(config, reader))
+def _correct(run: Run, config: Config, backbone: Backbone) -> tuple[LanguageModel, list[dict]]:
+    """The reader after all rounds, and the mean losses from checkpoint to checkpoint."""
+    reader, tokenizer = backbone.model, backbone.tokenizer
     total = config.rounds * config.steps
     rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, config.warmup_steps, total)
     optimizer = optax.chain(
@@ -124,7 +121,7 @@ def _correct(run: Run, config: Config, reader: LanguageModel) -> tuple[Parameter
         with tqdm(initial=done, total=total, unit="step") as progress:
             for number in range(config.rounds):
                 current = dataclasses.replace(reader, parameters=state.parameters)
-                misread.append(_misread(run, config, current, number))
+                misread.append(_misread(run, config, tokenizer, current, number))
                 for step, texts in _batches_of_round(config, misread):
                     if step < done:
                         continue
@@ -142,14 +139,16 @@ def _correct(run: Run, config: Config, reader: LanguageModel) -> tuple[Parameter
                     checkpoints.save(step + 1, state)
                     log.write()
                     recent = []
-    return state.parameters, log.rows
+    return dataclasses.replace(reader, parameters=state.parameters), log.rows
 
 
-def _misread(run: Run, config: Config, reader: LanguageModel, number: int) -> Texts:
+def _misread(
+    run: Run, config: Config, tokenizer: PromptTokenizer, reader: LanguageModel, number: int
+) -> Texts:
     """The texts of a round that the reader has wrong, or nearly."""
 
     def found() -> dict[str, np.ndarray]:
-        texts = _texts(config, reader, number)
+        texts = _texts(config, tokenizer, number)
         scores = score_answers(reader.config, reader.parameters, texts)
         kept = scores.loss >= config.least_loss
         return {name: array[kept] for name, array in texts._asdict().items()}
@@ -177,28 +176,28 @@ def _batches_of_round(config: Config, misread: Sequence[Texts]) -> Iterator[tupl
         yield step, Texts(*(array[batch] for array in rows))
 
 
-def _share_wrong(run: Run, config: Config, reader: LanguageModel, when: str) -> float:
-    """Of texts that no round has."""
+def _shares_wrong(
+    run: Run, config: Config, tokenizer: PromptTokenizer, corrected: LanguageModel
+) -> dict[str, float]:
+    """Of texts that no round has, those that the reader had wrong before, and has after."""
 
-    def scores() -> dict[str, np.ndarray]:
-        texts = _texts(config, reader, _UNSEEN)
-        return score_answers(reader.config, reader.parameters, texts)._asdict()
+    def wrong() -> dict[str, np.ndarray]:
+        texts = _texts(config, tokenizer, _UNSEEN)
+        # Read once more: training gives the memory of the parameters that it starts from away.
+        start = load_backbone(str(config.start), jnp.float32).model
+        return {
+            when: score_answers(reader.config, reader.parameters, texts).wrong
+            for when, reader in (("before", start), ("after", corrected))
+        }
 
-    return float(run.cell_arrays(f"unseen_{when}", scores)["wrong"].mean())
+    return {when: float(each.mean()) for when, each in run.cell_arrays("unseen", wrong).items()}
 
 
-def _texts(config: Config, reader: LanguageModel, number: int) -> Texts:
+def _texts(config: Config, tokenizer: PromptTokenizer, number: int) -> Texts:
     """A row for each text of these numbers."""
     seed = config.seed * (_UNSEEN + 1) + number
-    tokenizer = _tokenizer(config, reader)
-    readings = generate_lookalikes(tokenizer, seed, config.texts, config.searched)
-    return make_rows(split_tokenizer(tokenizer), readings, _TOKENS)
-
-
-def _tokenizer(config: Config, reader: LanguageModel) -> tokenizers.Tokenizer:
-    if reader.tokenizer is None:
-        raise ValueError(f"{config.start} has no tokenizer.json: pass a reader's own folder")
-    return reader.tokenizer
+    readings = generate_lookalikes(tokenizer.plain, seed, config.texts, config.searched)
+    return make_rows(tokenizer, readings, _TOKENS)
 
 
 if __name__ == "__main__":

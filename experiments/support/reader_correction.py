@@ -11,10 +11,16 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from experiments.support.reader_texts import Texts
-from experiments.support.reader_training import Losses, ReaderState, apply_gradients, loss, visible
+from experiments.support.reader_training import (
+    Losses,
+    ReaderState,
+    apply_gradients,
+    loss,
+    read_texts,
+)
 from icorag_jax.checkpoint import Parameters
 from icorag_jax.lm.config import DecoderConfig
-from icorag_jax.lm.decoder import forward_texts, logits
+from icorag_jax.lm.decoder import logits
 
 # Rows that are read at once, of much the same length.
 _ROWS = 16
@@ -64,8 +70,7 @@ def _score(
     config: DecoderConfig, parameters: Parameters, texts: Texts, longest: int
 ) -> tuple[Float[Array, " rows"], Bool[Array, " rows"]]:
     tokens, is_answer = jnp.asarray(texts.tokens), jnp.asarray(texts.is_answer)
-    positions, segments = jnp.asarray(texts.positions), jnp.asarray(texts.segments)
-    states = forward_texts(config, parameters, tokens, positions, visible(positions, segments))
+    states = read_texts(config, parameters, texts)
     # Logits of answers alone: the vocabulary is most of what is to be computed.
     first = jnp.argmax(is_answer, axis=1)[:, None]
     places: Int[Array, "rows answer"] = jnp.minimum(

@@ -49,13 +49,14 @@ def generate_lookalikes(
             config, FAMILIES[number % len(FAMILIES)], number
         ).passages
     ]
-    texts = _pieces(tokenizer, (f" {p.title} {p.title} {p.text}" for p in passages))
-    index = Bm25(stemming=None, title_weight=1).index(
-        [CorpusPassage(str(n), "", text) for n, text in enumerate(texts)]
+    titles = _pieces(tokenizer, (passage.title for passage in passages))
+    texts = _pieces(tokenizer, (passage.text for passage in passages))
+    index = Bm25(stemming=None).index(
+        [CorpusPassage(str(n), *pieces) for n, pieces in enumerate(zip(titles, texts, strict=True))]
     )
     config = WorldConfig(seed=_ASKED_SEED + seed, passages=5, facts=2)
     asked = [generate_family_reading(config, "single_fact", number) for number in range(count)]
-    questions = _pieces(tokenizer, (f" {reading.questions[0][0]}" for reading in asked))
+    questions = _pieces(tokenizer, (reading.questions[0][0] for reading in asked))
     draws = Draws(f"hard/{seed}")
     found = index.search(questions, _FOUND).ids.tolist()
     return [
@@ -81,6 +82,6 @@ def _among(reading: Reading, found: list[Passage], draws: Draws) -> Reading:
 
 
 def _pieces(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> list[str]:
-    """Texts of made-up words, one for each token."""
-    found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    """Texts of made-up words, one for each token; a first word is as it is within a text."""
+    found = tokenizer.encode_batch([f" {text}" for text in texts], add_special_tokens=False)
     return [" ".join(f"a{token}b" for token in encoded.ids) for encoded in found]

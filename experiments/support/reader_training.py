@@ -76,13 +76,21 @@ def visible(
     return (key >= 0) & earlier & (evidence | (key == query))
 
 
+def read_texts(
+    config: DecoderConfig, parameters: Parameters, texts: Texts
+) -> Float[Array, "batch tokens d"]:
+    """The decoder's final states, of tokens that see what they are to see."""
+    positions, segments = jnp.asarray(texts.positions), jnp.asarray(texts.segments)
+    seen = visible(positions, segments)
+    return forward_texts(config, parameters, jnp.asarray(texts.tokens), positions, seen)
+
+
 def loss(
     config: DecoderConfig, parameters: Parameters, texts: Texts
 ) -> tuple[Float[Array, ""], Losses]:
     """What is minimized: cross entropy of answers, and some of that of all other tokens."""
     tokens, segments = jnp.asarray(texts.tokens), jnp.asarray(texts.segments)
-    positions = jnp.asarray(texts.positions)
-    states = forward_texts(config, parameters, tokens, positions, visible(positions, segments))
+    states = read_texts(config, parameters, texts)
     # A question's first token follows the evidence, which is not before it in the row: skipped.
     follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] >= 0)
     found = logits(config, parameters, states[:, :-1])

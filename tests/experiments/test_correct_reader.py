@@ -20,6 +20,7 @@ from icorag_jax.data.pieces import split_tokenizer
 from icorag_jax.files import is_leftover
 from icorag_jax.lm import decoder
 from icorag_jax.lm.pretrained import LanguageModel
+from tests.interruption import interrupted
 from tests.small_backbones import decoder_config
 
 CONFIG = decoder_config(
@@ -101,7 +102,7 @@ def test_an_answer_scores_as_it_does_token_by_token(reader, tokenizer, monkeypat
         assert scores.wrong[row] == (greedy != tokens[0, answer]).any()
 
 
-def test_what_was_misread_is_learned(finished):
+def test_losses_are_logged_and_the_model_loads(finished):
     rows = [json.loads(line) for line in (finished / "losses.jsonl").read_text().splitlines()]
     assert [(row["step"], row["kind"]) for row in rows] == [
         (step, kind) for step in (2, 3, 4, 6) for kind in ("misread", "plain")
@@ -112,20 +113,9 @@ def test_what_was_misread_is_learned(finished):
     assert backbone.template.question.endswith("Answer:")
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(finished, start, tmp_path, monkeypatch):
-    steps = []
-
-    def stopped(*args):
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        steps.append(None)
-        return step(*args)
-
-    step = reader_correction.correction_step
-    monkeypatch.setattr(correct_reader, "correction_step", stopped)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_run_that_was_stopped_ends_with_the_same_weights(finished, start, tmp_path):
+    with interrupted(correct_reader, "correction_step", after=5):
         correct_reader.main(Config(start, tmp_path / "run", **SETTINGS))
-    monkeypatch.setattr(correct_reader, "correction_step", step)
     correct_reader.main(Config(start, tmp_path / "run", resume=True, **SETTINGS))
     for name in ("losses.jsonl", "model/model.safetensors", "summary.json"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
