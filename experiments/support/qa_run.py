@@ -14,7 +14,7 @@ from experiments.support.qa_training import Training, train_methods
 from experiments.support.qa_tuning import best_adaptation, tune_adaptation
 from experiments.support.run_folder import Run, RunFolderError
 from icorag_jax.rag.adaptation import AdaptationConfig
-from icorag_jax.rag.method import Kind, hide_states
+from icorag_jax.rag.method import Kind
 from icorag_jax.rag.storage import StoredMethod
 
 _COSINE_QUESTIONS = 10  # of each benchmark
@@ -120,11 +120,7 @@ def run_transfer(run: Run, name: str, training: Training, evaluation: Benchmarks
 
 
 def _for_new_tasks(methods: Mapping[Kind, StoredMethod]) -> dict[Kind, StoredMethod]:
-    """Methods without what they have learned of the states of tasks that they were trained on."""
-    return {
-        kind: dataclasses.replace(stored, parameters=hide_states(stored.method, stored.parameters))
-        for kind, stored in methods.items()
-    }
+    return {kind: stored.for_new_tasks() for kind, stored in methods.items()}
 
 
 def _check_inputs(run: Run, name: str, training: Training, evaluation: Benchmarks) -> None:

@@ -31,6 +31,7 @@ from icorag_jax.retrieval.embeddings import Embedding
 from icorag_jax.retrieval.encoder import find_default_encoder, load_encoder
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 from icorag_jax.retrieval.retriever import Retriever
+from icorag_jax.retrieval.sentences import Sentences
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _HOW_TO_TRAIN = (
@@ -52,7 +53,10 @@ class Config:
         backbone: name of a shipped backbone, or a folder in the Hugging Face form, or a hub id.
         method: folder of a method that was trained for the backbone; the updater that is shipped
             for it if not given.
-        retriever: how a corpus is searched: by words, or by meaning.
+        hide_states: whether the updater goes by traits and words of passages alone: for questions
+            unlike those that it was trained on (`docs/method.md`, *On new tasks*).
+        retriever: how a corpus is searched: by words (bm25), or by meaning, that of passages as a
+            whole (dense) or of their best sentences.
         top: passages to search for.
         plot: file for a figure of the weights, as .png, .svg or .pdf.
         dtype: of the backbone's parameters and compute.
@@ -63,7 +67,8 @@ class Config:
     corpus: Path | None = None
     backbone: str = "qwen3"
     method: Path | None = None
-    retriever: Literal["bm25", "dense"] = "bm25"
+    hide_states: bool = False
+    retriever: Literal["bm25", "dense", "sentences"] = "bm25"
     top: int = 10
     plot: Path | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -163,14 +168,16 @@ def _passages(config: Config) -> RetrievedQuestion:
 def _retriever(config: Config) -> Retriever:
     if config.retriever == "bm25":
         return Bm25()
-    return Dense(Embedding(load_encoder(find_default_encoder())))
+    dense = Dense(Embedding(load_encoder(find_default_encoder())))
+    return Sentences(dense) if config.retriever == "sentences" else dense
 
 
 def _method(config: Config, backbone: Backbone) -> StoredMethod | None:
     folder = config.method or find_method(backbone)
     if folder is None:
         return None
-    return load_method(folder, backbone.model.config, backbone.fingerprint)
+    stored = load_method(folder, backbone.model.config, backbone.fingerprint)
+    return stored.for_new_tasks() if config.hide_states else stored
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.pretrained import LanguageModel
 from icorag_jax.rag.batches import BatchConfig
 from icorag_jax.rag.interface import InterfaceConfig
-from icorag_jax.rag.method import MethodConfig, init_method
+from icorag_jax.rag.method import MethodConfig, hide_states, init_method
 from icorag_jax.rag.updater import UpdaterConfig
 from icorag_jax.stored_tensors import CheckpointError, read_json
 
@@ -40,6 +40,10 @@ class StoredMethod:
     batch: BatchConfig
     parameters: Any
     backbone: str
+
+    def for_new_tasks(self) -> "StoredMethod":
+        """Without what it has learned of hidden states on the tasks that it was trained on."""
+        return dataclasses.replace(self, parameters=hide_states(self.method, self.parameters))
 
 
 def backbone_fingerprint(backbone: LanguageModel) -> str:

@@ -88,6 +88,28 @@ def test_answers_from_a_corpus_without_a_method(folders, capsys):
     assert "no updater is known" in found.out and "train_an_updater.ipynb" in found.out
 
 
+@pytest.mark.parametrize(("retriever", "first"), [("dense", "Lanterns"), ("sentences", "Diary")])
+def test_searches_by_meaning(folders, capsys, tmp_path, retriever, first):
+    # The answer is one sentence of many; the other passage is on the subject from end to end.
+    diary = "It rained. We had soup. Mira lit the lamp. The boats came in late. The cat slept."
+    lanterns = "Lamps are lit with oil. A lamp needs a wick. Lamps give light."
+    rows = [{"title": "Lanterns", "text": lanterns}, {"title": "Diary", "text": diary}]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = run(
+        folders, capsys, QUESTION, "--corpus", tmp_path / "corpus.jsonl",
+        "--retriever", retriever, "--top", 1,
+    )  # fmt: skip
+    assert re.search(rf"^ *1 +{first}", found.out, re.MULTILINE)
+
+
+def test_states_can_be_hidden(folders, capsys):
+    words = [QUESTION, "--corpus", folders / "corpus.jsonl.gz", "--method", folders / "method"]
+    plain, hidden = (run(folders, capsys, *words, *more).out for more in ([], ["--hide-states"]))
+    weights = [re.findall(r"(\d+\.\d)%", out) for out in (plain, hidden)]
+    assert weights[0][::2] == weights[1][::2]  # of the frozen model
+    assert weights[0][1::2] != weights[1][1::2]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -116,8 +138,8 @@ def test_what_will_not_do_is_a_line_on_standard_error(folders, capsys, monkeypat
 
 def test_help(folders, capsys):
     text = run(folders, capsys, "--help", code=0).out
-    for option in ("--passages", "--corpus", "--method", "--retriever", "--top", "--plot"):
-        assert option in text
+    for option in ("passages", "corpus", "method", "hide-states", "retriever", "top", "plot"):
+        assert f"--{option}" in text
 
 
 def test_long_passages_are_cut_and_it_says_so(backbone):
