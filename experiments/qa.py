@@ -88,9 +88,9 @@ def main(config: Config) -> None:
             another backbone.
     """
     backbone = load_backbone(config.backbone, jnp.dtype(config.dtype))
+    subject = Subject(backbone, config.use, config.questions.passages)
     with open_run(config.out, "qa", config, resume=config.resume) as run:
         sets = load_questions(config.questions, config.cache or run.path / "cache")
-        subject = Subject(backbone, config.use, config.questions.passages)
         training = Training(subject, sets.train)
         found = run_cell(run, config.questions.retriever, training, sets.evaluation)
         scores = score_table(found.answers, config.bootstrap, config.questions.seed)

@@ -78,9 +78,9 @@ def main(config: Config) -> None:
         RunFolderError: as `open_run`.
     """
     backbone = load_backbone(config.backbone, jnp.dtype(config.dtype))
+    subject = Subject(backbone, config.use, config.questions.passages)
     with open_run(config.out, "qa_cost", config, resume=config.resume) as run:
         sets = load_questions(config.questions, config.cache or run.path / "cache")
-        subject = Subject(backbone, config.use, config.questions.passages)
         asked = [question for part in sets.evaluation.values() for question in part]
         batches = [subject.batch([question], answers=False) for question in asked]
         table = run.cell("costs", lambda: measure(config, subject, batches))

@@ -81,16 +81,17 @@ def main(config: Config) -> None:
     """
     dtype = jnp.dtype(config.dtype)
     names = config.backbones or backbone_names()
-    backbones = {name: load_backbone(name, dtype) for name in names}
+    subjects = [
+        Subject(load_backbone(name, dtype), config.use, config.questions.passages) for name in names
+    ]
     with open_run(config.out, "qa_grid", config, resume=config.resume) as run:
         answers, transferred = [], []
         for retriever in config.retrievers:
             settings = dataclasses.replace(config.questions, retriever=retriever)
             sets = load_questions(settings, config.cache or run.path / "cache")
-            for backbone in backbones.values():
-                name = f"{backbone.name}_{retriever}"
-                labels = {"backbone": backbone.name, "retriever": retriever}
-                subject = Subject(backbone, config.use, settings.passages)
+            for subject in subjects:
+                name = f"{subject.backbone.name}_{retriever}"
+                labels = {"backbone": subject.backbone.name, "retriever": retriever}
                 training = Training(subject, sets.train)
                 found = run_cell(run, name, training, sets.evaluation)
                 answers.append(found.answers.assign(**labels))

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.adaptation import AdaptationConfig, Objective
@@ -94,6 +94,31 @@ class QaMethods:
     adapted_questions: int = 100
     evaluation_batch: int = 50
 
+    def __post_init__(self):
+        """Checks names and ranges, also those of what is made of these settings.
+
+        Raises:
+            ValueError: names the setting that is not right.
+        """
+        for method in self.methods:
+            if method not in get_args(MethodName):
+                raise ValueError(
+                    f"methods must be among {', '.join(get_args(MethodName))}, got {method!r}"
+                )
+        for name, least in (
+            ("updater_steps", 1),
+            ("answered_questions", 0),
+            ("tuning_questions", 0),
+            ("adaptation_steps", 1),
+            ("adapted_questions", 0),
+            ("evaluation_batch", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.interface_config(1 if self.layer is None else self.layer)
+        self.batch_config(passages=1)
+        self.learning_config()
+
     def first_layer(self, decoder: DecoderConfig) -> int:
         """The interface's first layer."""
         return max(decoder.num_hidden_layers // 6, 1) if self.layer is None else self.layer
@@ -102,11 +127,13 @@ class QaMethods:
         """Sizes of prompts."""
         return BatchConfig(passages, self.evidence_tokens, self.question_tokens, self.answer_tokens)
 
+    def interface_config(self, layer: int) -> InterfaceConfig:
+        """The interface from a layer on."""
+        return InterfaceConfig(layer, self.bound, self.pools, self.pool_features, self.rank)
+
     def method_config(self, kind: Kind, decoder: DecoderConfig, passages: int) -> MethodConfig:
         """A method."""
-        interface = InterfaceConfig(
-            self.first_layer(decoder), self.bound, self.pools, self.pool_features, self.rank
-        )
+        interface = self.interface_config(self.first_layer(decoder))
         return MethodConfig(kind, interface, UpdaterConfig(self.updater_steps), passages)
 
     def learning_config(self) -> LearningConfig:

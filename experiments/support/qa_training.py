@@ -43,6 +43,18 @@ class Subject:
     settings: QaMethods
     passages: int
 
+    def __post_init__(self):
+        """Checks that the model has the interface's first layer.
+
+        Raises:
+            ValueError: it has not so many.
+        """
+        layers = self.backbone.model.config.num_hidden_layers
+        if self.layer >= layers:
+            raise ValueError(
+                f"layer must be below {layers}, the layers of the backbone, got {self.layer}"
+            )
+
     @property
     def layer(self) -> int:
         """The interface's first layer."""

@@ -40,7 +40,9 @@ class BatchConfig:
         """Checks the ranges."""
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be at least 1")
+                raise ValueError(
+                    f"{field.name} must be at least 1, got {getattr(self, field.name)}"
+                )
 
 
 class Batch(NamedTuple):

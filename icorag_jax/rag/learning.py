@@ -11,6 +11,7 @@ without hidden states (`icorag_jax.rag.method.hide_states`).
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,25 @@ class LearningConfig:
     selection_weight: float
     seed: int
     checkpoint_every: int
+
+    def __post_init__(self):
+        """Checks the ranges."""
+        for name, least in (
+            ("selection_steps", 0),
+            ("selection_batch", 1),
+            ("steps", 0),
+            ("batch", 1),
+            ("weight_decay", 0),
+            ("bias_penalty", 0),
+            ("selection_weight", 0),
+            ("seed", 0),
+            ("checkpoint_every", 1),
+        ):
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("selection_rate", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     @property
     def all_steps(self) -> int:

@@ -193,6 +193,22 @@ def test_without_passages_to_select_all_steps_are_on_answers(backbone, tmp_path)
     assert losses["step"].max() == USE.steps and (losses["answers"] > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("methods", ("frozen", "none")), ("layer", 0), ("bound", 0.0), ("pools", 0), ("rank", 0),
+     ("updater_steps", 0), ("evidence_tokens", 0), ("answered_questions", -1),
+     ("selection_rate", 0.0), ("steps", -1), ("adapted_questions", -1), ("evaluation_batch", 0)],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_before_anything_is_read(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        dataclasses.replace(USE, **{name: value})
+
+
+def test_a_layer_that_the_backbone_does_not_have_is_refused(backbone):
+    with pytest.raises(ValueError, match=r"layer must be below 3, .*, got 3"):
+        Subject(load_backbone(backbone, jnp.float32), dataclasses.replace(USE, layer=3), 3)
+
+
 def test_nothing_to_train_on_is_an_error(backbone, tmp_path):
     questions = dataclasses.replace(QUESTIONS, train_questions=0)
     with pytest.raises(ValueError, match="there are no training questions"):

@@ -77,6 +77,16 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path, monkeypatch, traine
     small.assert_trees_equal(again, trained[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("selection_steps", -1), ("batch", 0), ("learning_rate", 0.0), ("weight_decay", float("nan")),
+     ("seed", -1), ("checkpoint_every", 0)],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}"):
+        dataclasses.replace(CONFIG, **{name: value})
+
+
 def test_the_history_has_a_row_a_checkpoint(trained):
     _, history = trained
     assert [row["step"] for row in history] == [2, 4, 6]
