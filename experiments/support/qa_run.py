@@ -58,7 +58,7 @@ def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) ->
         training, tuple(train), kinds, run.path / "methods" / name,
         trained=subject.settings.trained,
     )  # fmt: skip
-    if subject.settings.hide_states:
+    if subject.settings.new_tasks:
         methods = _for_new_tasks(methods)
     count = subject.settings.tuning_questions
     some = [asked for part in train.values() for asked in part[:count]]
@@ -90,7 +90,7 @@ def run_cell(run: Run, name: str, training: Training, evaluation: Benchmarks) ->
 def run_transfer(run: Run, name: str, training: Training, evaluation: Benchmarks) -> pd.DataFrame:
     """Leaves out each benchmark in turn: trains on the others, and evaluates on it.
 
-    What the updater has learned of hidden states is left out as well, as on any new task.
+    Methods answer as on new tasks, see `icorag_jax.rag.updater.for_new_tasks`.
 
     Args:
         run: where results are kept.

@@ -28,8 +28,8 @@ class QaMethods:
         trained: folder of methods that were trained before, a folder each as in
             `OUT/methods/CELL`, or `shipped` for those that come with the backbone; by default all
             are trained.
-        hide_states: whether the updater goes by traits and words of passages alone, as it does on
-            benchmarks left out: for tasks that it was not trained on.
+        new_tasks: whether methods answer as on tasks that they were not trained on, which they
+            always do on benchmarks left out: see `docs/method.md`, *On new tasks*.
         layer: the interface's first layer; by default a sixth of the way up, at least 1: what reads
             evidence into the question's rows has to be above it.
         bound: see `icorag_jax.rag.interface.InterfaceConfig`.
@@ -68,7 +68,7 @@ class QaMethods:
         "updater_shuffled", "updater_random", "updater_empty", "slot", "tta", "oracle",
     )  # fmt: skip
     trained: Literal["shipped"] | Path | None = None
-    hide_states: bool = False
+    new_tasks: bool = False
     layer: int | None = None
     bound: float = 1.5
     pools: int = 4

@@ -53,8 +53,8 @@ class Config:
         backbone: name of a shipped backbone, or a folder in the Hugging Face form, or a hub id.
         method: folder of a method that was trained for the backbone; the updater that is shipped
             for it if not given.
-        hide_states: whether the updater goes by traits and words of passages alone: for questions
-            unlike those that it was trained on (`docs/method.md`, *On new tasks*).
+        new_tasks: whether the question is unlike those that the updater was trained on; it then
+            keeps to what it knows of any (`docs/method.md`, *On new tasks*).
         retriever: how a corpus is searched: by words (bm25), or by meaning, that of passages as a
             whole (dense) or of their best sentences.
         top: passages to search for.
@@ -67,7 +67,7 @@ class Config:
     corpus: Path | None = None
     backbone: str = "qwen3"
     method: Path | None = None
-    hide_states: bool = False
+    new_tasks: bool = False
     retriever: Literal["bm25", "dense", "sentences"] = "bm25"
     top: int = 10
     plot: Path | None = None
@@ -177,7 +177,7 @@ def _method(config: Config, backbone: Backbone) -> StoredMethod | None:
     if folder is None:
         return None
     stored = load_method(folder, backbone.model.config, backbone.fingerprint)
-    return stored.for_new_tasks() if config.hide_states else stored
+    return stored.for_new_tasks() if config.new_tasks else stored
 
 
 @contextmanager

@@ -12,6 +12,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from icorag_jax.lm.evidence_attention import EvidenceEdit
 from icorag_jax.rag.context import Context
 from icorag_jax.rag.interface import Features, Interface, InterfaceConfig, InterfaceState
 from icorag_jax.rag.traits import TRAITS
-from icorag_jax.rag.updater import Reads, Updater, UpdaterConfig, without_states
+from icorag_jax.rag.updater import Reads, Updater, UpdaterConfig, for_new_tasks, without_states
 
 Kind = Literal["shared", "updater", "blind", "feedback"]
 _READS: dict[Kind, Reads] = {"updater": "passages", "blind": "vectors", "feedback": "ranks"}
@@ -116,14 +117,27 @@ def init_method(config: MethodConfig, decoder: DecoderConfig, key: Any) -> Any:
 
 
 def hide_states(config: MethodConfig, parameters: Any) -> Any:
-    """A method's parameters for a task that it was not trained on.
+    """A method's parameters without what its updater has learned of hidden states.
 
-    Without what its updater has learned of hidden states, see
-    `icorag_jax.rag.updater.without_states`; one that has no updater stays as it is.
+    See `icorag_jax.rag.updater.without_states`; one that has no updater stays as it is.
     """
+    return _change_updater(config, parameters, without_states)
+
+
+def adjust_to_new_tasks(config: MethodConfig, parameters: Any) -> Any:
+    """A method's parameters for tasks that it was not trained on.
+
+    See `icorag_jax.rag.updater.for_new_tasks`; one that has no updater stays as it is.
+    """
+    return _change_updater(config, parameters, for_new_tasks)
+
+
+def _change_updater(
+    config: MethodConfig, parameters: Any, change: Callable[[InterfaceConfig, Any], Any]
+) -> Any:
     if config.kind == "shared":
         return parameters
-    return {**parameters, "updater": without_states(config.interface, parameters["updater"])}
+    return {**parameters, "updater": change(config.interface, parameters["updater"])}
 
 
 def predict_edit(

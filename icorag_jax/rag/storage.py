@@ -18,7 +18,7 @@ from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.lm.pretrained import LanguageModel
 from icorag_jax.rag.batches import BatchConfig
 from icorag_jax.rag.interface import InterfaceConfig
-from icorag_jax.rag.method import MethodConfig, hide_states, init_method
+from icorag_jax.rag.method import MethodConfig, adjust_to_new_tasks, init_method
 from icorag_jax.rag.updater import UpdaterConfig
 from icorag_jax.stored_tensors import CheckpointError, read_json
 
@@ -42,8 +42,9 @@ class StoredMethod:
     backbone: str
 
     def for_new_tasks(self) -> "StoredMethod":
-        """Without what it has learned of hidden states on the tasks that it was trained on."""
-        return dataclasses.replace(self, parameters=hide_states(self.method, self.parameters))
+        """For tasks that it was not trained on, see `adjust_to_new_tasks`."""
+        parameters = adjust_to_new_tasks(self.method, self.parameters)
+        return dataclasses.replace(self, parameters=parameters)
 
 
 def backbone_fingerprint(backbone: LanguageModel) -> str:

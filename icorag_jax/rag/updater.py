@@ -33,9 +33,9 @@ an answer among all, were weights of words and of passages learned from it too, 
 that were not trained on.
 
 What is learned of states of questions and passages helps on some tasks that were not trained on,
-and harms on others (`docs/method.md`); it may be set to zero there (`without_states`). What is left
+and harms on others (`docs/method.md`); it is set to zero there (`without_states`). What is left
 goes by traits and words, which say the same in any task, and has to stand by itself: in every other
-step of learning there is nothing else.
+step of learning there is nothing else. On new tasks its moves count twice (`for_new_tasks`).
 """
 
 import dataclasses
@@ -69,6 +69,9 @@ OF_TOKENS = slice(KERNELS + 1, KERNELS + 1 + TOKEN_KERNELS)
 TOKEN_RATE = 4.0
 # Likewise the size of moves, which are at most 1 where scores are a few.
 MOVE_RATE = 30.0
+# Likewise on tasks that were not trained on. On others the interface under the updater has learned
+# of states what leads part of the way already.
+NEW_TASK_MOVES = 2.0
 # Of what a passage has of the question's words, in the scores that weights start from.
 ASKED_FIRST = 10.0
 
@@ -197,6 +200,19 @@ def without_states(config: InterfaceConfig, parameters: Any) -> Any:
     move_size = jnp.where(is_constant, parameters["move_size"], 0)
     values = jnp.where(is_said[:, None], parameters["values"], 0)
     return {**parameters, "step_sizes": step_sizes, "move_size": move_size, "values": values}
+
+
+def for_new_tasks(config: InterfaceConfig, parameters: Any) -> Any:
+    """An updater's parameters for tasks that it was not trained on.
+
+    Those of `without_states`, and moves along chains count `NEW_TASK_MOVES` times.
+
+    Args:
+        config: sizes of the interface.
+        parameters: of `Updater`.
+    """
+    hidden = without_states(config, parameters)
+    return {**hidden, "move_size": NEW_TASK_MOVES * hidden["move_size"]}
 
 
 def _asked_first(weighing: Float[Array, " said"]) -> Float[Array, " said"]:

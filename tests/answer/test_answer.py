@@ -102,10 +102,10 @@ def test_searches_by_meaning(folders, capsys, tmp_path, retriever, first):
     assert re.search(rf"^ *1 +{first}", found.out, re.MULTILINE)
 
 
-def test_states_can_be_hidden(folders, capsys):
+def test_a_question_may_be_of_a_new_task(folders, capsys):
     words = [QUESTION, "--corpus", folders / "corpus.jsonl.gz", "--method", folders / "method"]
-    plain, hidden = (run(folders, capsys, *words, *more).out for more in ([], ["--hide-states"]))
-    weights = [re.findall(r"(\d+\.\d)%", out) for out in (plain, hidden)]
+    plain, new = (run(folders, capsys, *words, *more).out for more in ([], ["--new-tasks"]))
+    weights = [re.findall(r"(\d+\.\d)%", out) for out in (plain, new)]
     assert weights[0][::2] == weights[1][::2]  # of the frozen model
     assert weights[0][1::2] != weights[1][1::2]
 
@@ -138,7 +138,7 @@ def test_what_will_not_do_is_a_line_on_standard_error(folders, capsys, monkeypat
 
 def test_help(folders, capsys):
     text = run(folders, capsys, "--help", code=0).out
-    for option in ("passages", "corpus", "method", "hide-states", "retriever", "top", "plot"):
+    for option in ("passages", "corpus", "method", "new-tasks", "retriever", "top", "plot"):
         assert f"--{option}" in text
 
 

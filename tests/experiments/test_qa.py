@@ -104,7 +104,7 @@ def test_methods_that_do_not_fit_are_refused(finished, tmp_path, change, message
 
 
 @pytest.mark.parametrize("left_out", [False, True])
-def test_states_are_hidden_where_an_updater_is_asked_to_or_was_not_trained(
+def test_an_updater_answers_as_on_new_tasks_where_it_is_asked_to_or_was_not_trained(
     finished, backbone, tmp_path, monkeypatch, left_out
 ):
     seen = []
@@ -124,8 +124,8 @@ def test_states_are_hidden_where_an_updater_is_asked_to_or_was_not_trained(
         qa_grid.main(config)
     else:
         use = dataclasses.replace(use, trained=finished.out / "methods" / "bm25")
-        for name, hide in (("plain", False), ("hidden", True)):
-            used = dataclasses.replace(use, hide_states=hide)
+        for name, is_new in (("known", False), ("new", True)):
+            used = dataclasses.replace(use, new_tasks=is_new)
             qa.main(dataclasses.replace(finished, out=tmp_path / name, use=used))
     # Two benchmarks each time.
     of_states = [stored.parameters["updater"]["step_sizes"][..., :-1] for stored in seen]

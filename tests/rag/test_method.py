@@ -14,6 +14,7 @@ from icorag_jax.rag.context import control_context
 from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
 from icorag_jax.rag.method import (
     MethodConfig,
+    adjust_to_new_tasks,
     count_parameters,
     hide_states,
     predict_change,
@@ -163,10 +164,11 @@ class TestControls:
         np.testing.assert_allclose(found, empty.value_up[:, 0], atol=1e-6)
 
 
-def test_states_are_hidden_from_the_updater_alone():
+@pytest.mark.parametrize("change", [hide_states, adjust_to_new_tasks])
+def test_new_tasks_and_hidden_states_change_the_updater_alone(change):
     for kind in KINDS:
         drawn = small.drawn(kind)
-        hidden = hide_states(small.method(kind), drawn)
+        hidden = change(small.method(kind), drawn)
         small.assert_trees_equal(hidden["interface"], drawn["interface"])
         assert hidden.keys() == drawn.keys()
         if kind != "shared":

@@ -15,7 +15,15 @@ from icorag_jax.rag.chains import Links, follow
 from icorag_jax.rag.interface import Features, InterfaceState, passage_scores, token_scores
 from icorag_jax.rag.kernels import KERNELS, PASSAGE_KERNELS, TOKEN_KERNELS
 from icorag_jax.rag.traits import TRAITS
-from icorag_jax.rag.updater import OF_TOKENS, Updater, UpdaterConfig, read_step, without_states
+from icorag_jax.rag.updater import (
+    NEW_TASK_MOVES,
+    OF_TOKENS,
+    Updater,
+    UpdaterConfig,
+    for_new_tasks,
+    read_step,
+    without_states,
+)
 from icorag_jax.rag.words import SPANS, WORD_KERNELS
 from icorag_jax.theory.constructions import direct_layers
 from icorag_jax.theory.episodes import Episode
@@ -406,6 +414,20 @@ class TestHiddenStates:
             if name == "values":
                 expected[: -INTERFACE.word_features] = False
             np.testing.assert_array_equal(kept, expected)
+
+
+def test_on_new_tasks_states_are_hidden_and_moves_count_twice():
+    features, state = random_features(), small.random_state()
+    hidden, new = (
+        update(features, state, change(INTERFACE, PARAMETERS)).words - state.words
+        for change in (without_states, for_new_tasks)
+    )
+    of_words = KERNELS * features.present.shape[1]
+    assert np.abs(hidden[..., of_words:]).max() > 0.01
+    np.testing.assert_array_equal(new[..., :of_words], hidden[..., :of_words])
+    np.testing.assert_allclose(
+        new[..., of_words:], NEW_TASK_MOVES * hidden[..., of_words:], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_wrong_settings():
