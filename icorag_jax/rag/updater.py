@@ -69,8 +69,8 @@ OF_TOKENS = slice(KERNELS + 1, KERNELS + 1 + TOKEN_KERNELS)
 TOKEN_RATE = 4.0
 # Likewise the size of moves, which are at most 1 where scores are a few.
 MOVE_RATE = 30.0
-# Likewise on tasks that were not trained on. On others the interface under the updater has learned
-# of states what leads part of the way already.
+# How many times moves count on tasks that are new. They were learned beside an interface that knows
+# its tasks by their states.
 NEW_TASK_MOVES = 2.0
 # Of what a passage has of the question's words, in the scores that weights start from.
 ASKED_FIRST = 10.0
