@@ -65,7 +65,7 @@ class Config:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"repeats": 30},
     # Programs take longer to compile than to run.
-    "glance": {"repeats": 50, "timed_steps": (1, 5)},
+    "glance": {"repeats": 150, "timed_steps": (1, 5)},
     "paper": {},
 }
 
