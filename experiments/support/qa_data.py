@@ -28,6 +28,7 @@ from icorag_jax.data.world import (
     corpus_of,
     generate_questions,
 )
+from icorag_jax.ranges import check_at_least
 from icorag_jax.retrieval.encoder_files import Prompts
 from icorag_jax.retrieval.retrieved import RetrievedQuestion, pair
 from icorag_jax.retrieval.retriever import Retriever
@@ -96,18 +97,17 @@ class QaData:
             for value in given:
                 if value not in choices:
                     raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
-        for name, least in (
-            ("train_questions", 0),
-            ("evaluation_questions", 1),
-            ("seed", 0),
-            ("train_seed", 0),
-            ("evaluation_seed", 0),
-            ("passages", 1),
-            ("max_length", 1),
-            ("batch_size", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(
+            self,
+            train_questions=0,
+            evaluation_questions=1,
+            seed=0,
+            train_seed=0,
+            evaluation_seed=0,
+            passages=1,
+            max_length=1,
+            batch_size=1,
+        )
         for name in ("benchmarks", "train_retrievers"):
             given = getattr(self, name)
             if len(set(given)) < len(given):

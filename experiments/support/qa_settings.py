@@ -12,6 +12,7 @@ from icorag_jax.rag.interface import InterfaceConfig
 from icorag_jax.rag.learning import LearningConfig
 from icorag_jax.rag.method import Kind, MethodConfig
 from icorag_jax.rag.updater import UpdaterConfig
+from icorag_jax.ranges import check_at_least
 
 MethodName = Literal[
     "closed_book", "frozen", "shared", "blind", "feedback", "updater",
@@ -105,16 +106,15 @@ class QaMethods:
                 raise ValueError(
                     f"methods must be among {', '.join(get_args(MethodName))}, got {method!r}"
                 )
-        for name, least in (
-            ("updater_steps", 1),
-            ("answered_questions", 0),
-            ("tuning_questions", 0),
-            ("adaptation_steps", 1),
-            ("adapted_questions", 0),
-            ("evaluation_batch", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(
+            self,
+            updater_steps=1,
+            answered_questions=0,
+            tuning_questions=0,
+            adaptation_steps=1,
+            adapted_questions=0,
+            evaluation_batch=1,
+        )
         self.interface_config(1 if self.layer is None else self.layer)
         self.batch_config(passages=1)
         self.learning_config()

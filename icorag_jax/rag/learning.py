@@ -29,6 +29,7 @@ from icorag_jax.rag.frozen import Reading
 from icorag_jax.rag.losses import LearningLosses, LossWeights, method_loss
 from icorag_jax.rag.method import MethodConfig, hide_states, init_method
 from icorag_jax.rag.readings import Pool, cut_evidence
+from icorag_jax.ranges import check_at_least
 from icorag_jax.training_checkpoints import open_checkpoints
 
 
@@ -65,19 +66,18 @@ class LearningConfig:
 
     def __post_init__(self):
         """Checks the ranges."""
-        for name, least in (
-            ("selection_steps", 0),
-            ("selection_batch", 1),
-            ("steps", 0),
-            ("batch", 1),
-            ("weight_decay", 0),
-            ("bias_penalty", 0),
-            ("selection_weight", 0),
-            ("seed", 0),
-            ("checkpoint_every", 1),
-        ):
-            if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(
+            self,
+            selection_steps=0,
+            selection_batch=1,
+            steps=0,
+            batch=1,
+            weight_decay=0,
+            bias_penalty=0,
+            selection_weight=0,
+            seed=0,
+            checkpoint_every=1,
+        )
         for name in ("selection_rate", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

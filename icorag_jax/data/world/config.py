@@ -5,6 +5,7 @@ import math
 from typing import Literal, get_args
 
 from icorag_jax.data.world.wording import FILLERS
+from icorag_jax.ranges import check_at_least
 
 Family = Literal[
     "single_fact", "clues", "aliases", "bridge", "comparison", "three_hops", "conflict"
@@ -69,16 +70,7 @@ class WorldConfig:
         Raises:
             ValueError: names the setting that is out of range.
         """
-        for name, least in (
-            ("seed", 0),
-            ("size", 0),
-            ("held_out", 0),
-            ("contested", 1),
-            ("facts", 1),
-            ("fillers", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(self, seed=0, size=0, held_out=0, contested=1, facts=1, fillers=0)
         if self.size + self.held_out == 0:
             raise ValueError("size and held_out are both 0: there would be no question")
         if not self.families or len(set(self.families)) < len(self.families):

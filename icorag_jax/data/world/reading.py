@@ -15,6 +15,7 @@ from icorag_jax.data.world.generation import generate_scene
 from icorag_jax.data.world.names import NameBook
 from icorag_jax.data.world.relations import RELATIONS
 from icorag_jax.data.world.scene import Entity, Scene, Statement
+from icorag_jax.ranges import check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,7 @@ class ReadingConfig:
         Raises:
             ValueError: names the setting that is out of range.
         """
-        for name, least in (("passages", 1), ("facts", 1), ("fillers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(self, passages=1, facts=1, fillers=0)
         if not 0 <= self.related <= 1:
             raise ValueError(f"related must be in [0, 1], got {self.related}")
 
