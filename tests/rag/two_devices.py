@@ -48,7 +48,7 @@ def with_slopes(parameters):
     """
     shared, updater = parameters["interface"], parameters["updater"]
     shared = {**shared, "bias": shared["bias"].at[:, -1].set(0)}
-    updater = {**updater, "weighing": updater["weighing"].at[:, -1].set(0)}
+    updater = {**updater, "weighing": updater["weighing"].at[-1].set(0)}
     return {**parameters, "interface": shared, "updater": updater}
 
 
