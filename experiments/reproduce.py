@@ -95,9 +95,10 @@ def run_all(settings: Mapping[str, Any]) -> None:
     spawn = multiprocessing.get_context("spawn")
     names: Any = spawn.SimpleQueue()
     # The longest first, which is the last.
-    for name in [*reversed(list(settings)), *[None] * _LANES]:
+    count = min(_LANES, len(settings))
+    for name in [*reversed(list(settings)), *[None] * count]:
         names.put(name)
-    lanes = [spawn.Process(target=_work, args=(names, dict(settings))) for _ in range(_LANES)]
+    lanes = [spawn.Process(target=_work, args=(names, dict(settings))) for _ in range(count)]
     try:
         for position, lane in enumerate(lanes):
             # Progress bars of different processes keep to lines of their own.

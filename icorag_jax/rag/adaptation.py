@@ -19,6 +19,7 @@ from icorag_jax.lm.decoder import logits
 from icorag_jax.rag.frozen import Reading, mean_where, token_losses, upper_decoder, upper_states
 from icorag_jax.rag.interface import Features, InterfaceState
 from icorag_jax.rag.method import Method, MethodConfig, state_edit
+from icorag_jax.ranges import check_at_least
 
 Objective = Literal["question", "cloze", "entropy", "oracle"]
 # What needs no answer to the question.
@@ -50,8 +51,7 @@ class AdaptationConfig:
             raise ValueError(f"objective must be one of {LABEL_FREE}, got {self.objective!r}")
         if self.optimizer not in ("sgd", "adam"):
             raise ValueError(f"optimizer must be sgd or adam, got {self.optimizer!r}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_at_least(self, steps=1)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
 

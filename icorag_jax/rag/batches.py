@@ -14,6 +14,7 @@ from icorag_jax.data.pieces import PromptTokenizer, tokenize_piece
 from icorag_jax.data.prompts import Prompt, PromptTemplate, make_prompt
 from icorag_jax.lm.config import DecoderConfig
 from icorag_jax.rag.traits import TRAITS, first_number, passage_traits
+from icorag_jax.ranges import check_at_least
 from icorag_jax.retrieval.retrieved import RetrievedQuestion
 
 
@@ -38,11 +39,7 @@ class BatchConfig:
 
     def __post_init__(self):
         """Checks the ranges."""
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(
-                    f"{field.name} must be at least 1, got {getattr(self, field.name)}"
-                )
+        check_at_least(self, **{field.name: 1 for field in dataclasses.fields(self)})
 
 
 class Batch(NamedTuple):

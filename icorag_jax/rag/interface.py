@@ -44,6 +44,7 @@ from icorag_jax.rag.kernels import ask_words, compare_passages, compare_tokens
 from icorag_jax.rag.pooling import Pool, normalize
 from icorag_jax.rag.traits import TRAITS
 from icorag_jax.rag.words import SPANS, Words, coverage, similarity, weigh_by_rarity, weigh_words
+from icorag_jax.ranges import check_at_least
 
 # Scores of tokens that select best on their own are twice what attention does best with in all
 # layers at once (`docs/method.md`).
@@ -71,9 +72,7 @@ class InterfaceConfig:
 
     def __post_init__(self):
         """Checks the ranges."""
-        for name in ("layer", "pools", "pool_features", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, layer=1, pools=1, pool_features=1, rank=1)
         if not 0 < self.bound < math.inf:
             raise ValueError(f"bound must be above 0 and finite, got {self.bound}")
 

@@ -26,6 +26,7 @@ from icorag_jax.rag.context import Context
 from icorag_jax.rag.interface import Features, Interface, InterfaceConfig, InterfaceState
 from icorag_jax.rag.traits import TRAITS
 from icorag_jax.rag.updater import Reads, Updater, UpdaterConfig, for_new_tasks, without_states
+from icorag_jax.ranges import check_at_least
 
 Kind = Literal["shared", "updater", "blind", "feedback"]
 _READS: dict[Kind, Reads] = {"updater": "passages", "blind": "vectors", "feedback": "ranks"}
@@ -51,8 +52,7 @@ class MethodConfig:
         """Checks the ranges."""
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {get_args(Kind)}, got {self.kind!r}")
-        if self.passages < 1:
-            raise ValueError(f"passages must be at least 1, got {self.passages}")
+        check_at_least(self, passages=1)
 
 
 class Method(nn.Module):

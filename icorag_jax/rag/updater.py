@@ -53,6 +53,7 @@ from icorag_jax.rag.interface import Features, InterfaceConfig, InterfaceState
 from icorag_jax.rag.kernels import KERNELS, TOKEN_KERNELS
 from icorag_jax.rag.traits import TRAITS
 from icorag_jax.rag.words import SPANS, WORD_KERNELS
+from icorag_jax.ranges import check_at_least
 from icorag_jax.theory.attention import attend, linear_kernel
 from icorag_jax.theory.constructions import factored_layers
 from icorag_jax.theory.objective import Block
@@ -88,8 +89,7 @@ class UpdaterConfig:
 
     def __post_init__(self):
         """Checks the range."""
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_at_least(self, steps=1)
 
 
 class Updater(nn.Module):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from icorag_jax.ranges import check_at_least
 from icorag_jax.theory.episodes import Episode, holds_nan
 
 
@@ -51,9 +52,7 @@ class Task:
 
     def __post_init__(self):
         """Checks ranges."""
-        for name in ("examples", "outputs", "queries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, examples=1, outputs=1, queries=1)
         # In this form, NaN is out of range too.
         if not (self.scale > 0 and self.anisotropy >= 1 and self.label_noise >= 0):
             raise ValueError("scale must be above 0, anisotropy at least 1, label_noise at least 0")

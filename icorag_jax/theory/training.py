@@ -20,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 from optax.contrib import MuonDimensionNumbers
 
+from icorag_jax.ranges import check_at_least
+
 # Loss(parameters, key, data) -> scalar; draws its own batch from `key`.
 Loss = Callable[[PyTree, PRNGKeyArray, PyTree], Float[Array, ""]]
 
@@ -63,9 +65,7 @@ class TrainingConfig:
         if self.optimizer not in get_args(Optimizer):
             known = ", ".join(get_args(Optimizer))
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
-        for name in ("steps", "batch", "chunk"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, steps=1, batch=1, chunk=1)
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
